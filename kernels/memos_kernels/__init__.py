@@ -1,0 +1,1 @@
+"""Kernels that move K/V between vLLM's paged blocks and contiguous KV cubes."""

@@ -1,0 +1,80 @@
+"""How one layer's K/V lie in vLLM's paged cache, seen as one row of `[kv_heads, head_dim]` for each token.
+
+vLLM 0.32 hands every layer's cache to a connector as `[num_blocks, kv_heads, block_size, 2 * head_dim]`
+(dimensions in that order; the strides may differ by backend).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+VEC_GROUP = 32
+"""Tokens in one transposed key group of the CPU backend's `vec` layout."""
+
+
+class Layout(Protocol):
+    """Reads and writes token rows of one layer's paged cache.
+
+    `blocks` and `offsets` are int64 `[tokens]`: the block id of each token and its place in the block.
+    Rows are `[tokens, kv_heads, head_dim]` in the cache's dtype.
+    """
+
+    def read(self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V rows, contiguous copies."""
+
+    def write(
+        self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        """Write K and V rows in place; no other slot is touched."""
+
+
+@dataclass(frozen=True)
+class StridedLayout:
+    """K in the first half of the last dimension, V in the second: FlashAttention and Triton attention on CUDA."""
+
+    head_dim: int
+
+    def read(self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = cache[blocks, :, offsets]
+        return rows[..., : self.head_dim].contiguous(), rows[..., self.head_dim :].contiguous()
+
+    def write(
+        self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        cache[blocks, :, offsets] = torch.cat([k, v], dim=-1)
+
+
+@dataclass(frozen=True)
+class CpuVecLayout:
+    """The CPU backend's `vec` layout (x86, no AMX): in each block and head, first all keys, then all values;
+    keys lie transposed, in groups of 32 tokens stored as `[head_dim, 32]`."""
+
+    head_dim: int
+
+    def _halves(self, cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views: keys `[blocks, heads, groups, head_dim, 32]` and values `[blocks, heads, block_size, head_dim]`."""
+        blocks, heads, size, _ = cache.shape
+        halves = cache.view(blocks, heads, 2, size * self.head_dim)
+        keys = halves[:, :, 0].unflatten(2, (size // VEC_GROUP, self.head_dim, VEC_GROUP))
+        return keys, halves[:, :, 1].unflatten(2, (size, self.head_dim))
+
+    def read(self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self._halves(cache)
+        k = keys[blocks, :, offsets // VEC_GROUP, :, offsets % VEC_GROUP]
+        return k.contiguous(), values[blocks, :, offsets].contiguous()
+
+    def write(
+        self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        keys, values = self._halves(cache)
+        keys[blocks, :, offsets // VEC_GROUP, :, offsets % VEC_GROUP] = k
+        values[blocks, :, offsets] = v
+
+
+def slots(block_ids: torch.Tensor, block_size: int, start: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block id and offset of the tokens `[start, start + length)` of a request whose blocks are `block_ids`."""
+    positions = torch.arange(start, start + length, device=block_ids.device)
+    return block_ids[positions // block_size], positions % block_size

@@ -1,0 +1,3 @@
+"""A memory operating system inside vLLM."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,175 @@
+"""Every memory flag once: name, unit, default, help. `serve` reads the flags; its child processes read the environment.
+
+A flag `--memory-top-k` is the environment variable `MEMOS_TOP_K` and the attribute `top_k`. A flag wins over its
+variable, a variable over the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from memos_vllm.errors import StartError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How one field of MemoryConfig is written on the command line and in the environment."""
+
+    name: str
+    metavar: str
+    parse: Callable[[str], Any]
+    help: str
+
+    @property
+    def option(self) -> str:
+        return f"--memory-{self.name}"
+
+    @property
+    def dest(self) -> str:
+        return self.option[2:].replace("-", "_")
+
+    @property
+    def env(self) -> str:
+        return f"MEMOS_{self.name}".replace("-", "_").upper()
+
+    def read(self, text: str, source: str) -> Any:
+        """The value `text` stands for. Raises StartError that names `source`, the flag or the variable."""
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise StartError(f"{source} {error}, not '{text}'") from None
+
+
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise ValueError("must name a path")
+    return Path(text).expanduser().absolute()
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _gib(text: str) -> float:
+    message = "must be a number of GiB above 0, up to 65536"
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(message) from None
+    if not 0 < value <= 65536:
+        raise ValueError(message)
+    return value
+
+
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError("must be on or off")
+    return text == "on"
+
+
+def _flag(default: Any, name: str, metavar: str, parse: Callable[[str], Any], text: str) -> Any:
+    return field(default=default, metadata={"flag": Flag(name, metavar, parse, text)})
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The memory settings of one server. Without `memory_dir` there is no memory and the server is plain vLLM."""
+
+    memory_dir: Path | None = _flag(
+        None, "dir", "DIR", _path, "Directory of the memory vault; made when missing. Turns memory on."
+    )
+    top_k: int = _flag(
+        8, "top-k", "N", _whole(1, 1000), "Most memories one prompt is given, from 1 to 1000 (default: 8)."
+    )
+    token_budget: int = _flag(
+        1024, "token-budget", "TOKENS", _whole(1, 10**6), "Most tokens that memories take of a prompt (default: 1024)."
+    )
+    splice: bool = _flag(
+        True,
+        "splice",
+        "{on,off}",
+        _switch,
+        "on: memories enter the prompt as ready K/V; off: as text that is computed every time (default: on).",
+    )
+    repair: str = _flag(
+        "head:16",
+        "repair",
+        "POLICY",
+        str,
+        "Which spliced tokens are computed anew: none, head:K for the first K of each memory, or full "
+        "(default: head:16).",
+    )
+    keys: Path | None = _flag(
+        None, "keys", "FILE", _path, "TOML file of API keys and their users; with it every memory needs a key."
+    )
+    kv_ram_gib: float = _flag(
+        4.0, "kv-ram-gib", "GIB", _gib, "Host RAM for K/V of memories, in GiB; the rest is on disk (default: 4)."
+    )
+    max_gib: float | None = _flag(
+        None, "max-gib", "GIB", _gib, "Most GiB the vault's store may grow to (default: until the disk is full)."
+    )
+
+    @property
+    def kv_ram_bytes(self) -> int:
+        return int(self.kv_ram_gib * GIB)
+
+    @property
+    def max_bytes(self) -> int | None:
+        return None if self.max_gib is None else int(self.max_gib * GIB)
+
+    def to_env(self) -> dict[str, str]:
+        """Variables from which `from_env` makes an equal config."""
+        values = {flag.env: getattr(self, name) for name, flag in FLAGS.items()}
+        return {env: _text(value) for env, value in values.items() if value is not None}
+
+
+FLAGS: dict[str, Flag] = {item.name: item.metadata["flag"] for item in fields(MemoryConfig)}
+"""Field of MemoryConfig → its flag."""
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the memory flags as a group of their own. A flag that is not given leaves no attribute behind."""
+    group = parser.add_argument_group("Memory", "Memory of the server's users; on with --memory-dir.")
+    for flag in FLAGS.values():
+        group.add_argument(flag.option, metavar=flag.metavar, default=argparse.SUPPRESS, help=flag.help)
+
+
+def from_args(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> MemoryConfig:
+    """The config that flags and environment name. Raises StartError for a bad value or flags without a directory."""
+    given = {
+        name: flag.read(getattr(args, flag.dest), flag.option)
+        for name, flag in FLAGS.items()
+        if hasattr(args, flag.dest)
+    }
+    config = MemoryConfig(**(_environment_values(environ) | given))
+    if given and config.memory_dir is None:
+        first = FLAGS[next(iter(given))].option
+        raise StartError(f"{first} needs --memory-dir DIR: memory is off without it")
+    return config
+
+
+def from_env(environ: Mapping[str, str] = os.environ) -> MemoryConfig:
+    """The config of the server this process belongs to. Raises StartError for a bad value."""
+    return MemoryConfig(**_environment_values(environ))
+
+
+def _environment_values(environ: Mapping[str, str]) -> dict[str, Any]:
+    return {name: flag.read(environ[flag.env], flag.env) for name, flag in FLAGS.items() if environ.get(flag.env)}

@@ -1,0 +1,114 @@
+"""SpliceScheduler: vLLM's scheduler, with repair windows as extra rows of the step that splices.
+
+A repair window is a row of the batch with its own id whose block table aliases the request's blocks. To the model
+runner it looks like an unfinished chunk of a prefill: its K/V are written, nothing is sampled. Every layer writes the
+K/V of all rows before attention reads them, so windows and the prompt's tail are right in one step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from memos_vllm.activation.plan import Window
+from memos_vllm.engine.connector import MemosConnector
+from memos_vllm.engine.scheduler_half import SchedulerHalf
+from memos_vllm.errors import StartError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import Request
+
+
+class SplicingMixin(Scheduler):
+    """What both schedulers below add to vLLM's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.connector, MemosConnector):
+            raise StartError("SpliceScheduler needs the MemosConnector: start the server with 'memos-vllm serve'")
+        self.connector.rows_left = self.rows_left
+        self.full_budget = self.max_num_scheduled_tokens
+        self.row_sampling = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
+
+    @property
+    def half(self) -> SchedulerHalf:
+        assert isinstance(self.connector, MemosConnector)
+        return self.connector.scheduler_half
+
+    def rows_left(self) -> int:
+        """Rows of this step's batch that are free once the request now being admitted has its own."""
+        return self.max_num_running_reqs - len(self.running) - self.half.room.rows_used - 1
+
+    @property
+    def max_num_active_reqs(self) -> int:
+        """Rows that requests may take: those of this step's repair windows are already gone."""
+        connector = getattr(self, "connector", None)
+        used = connector.scheduler_half.room.rows_used if isinstance(connector, MemosConnector) else 0
+        return self._max_active - used
+
+    @max_num_active_reqs.setter
+    def max_num_active_reqs(self, limit: int) -> None:
+        self._max_active = limit
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        reserved = min(self.half.wanted_tokens(self.waiting), self.full_budget // 2)
+        self.half.begin_step(reserved)
+        self.max_num_scheduled_tokens = self.full_budget - reserved
+        output = super().schedule(throttle_prefills)
+        self.half.room.rows_used = 0
+        for number, (request, window) in enumerate(self.half.windows_of_step()):
+            self._append_row(output, request, window, number)
+        return output
+
+    def _append_row(self, output: SchedulerOutput, request: Request, window: Window, number: int) -> None:
+        row_id = f"{request.request_id}#repair{self.current_step}.{number}"
+        num_blocks = -(-window.end // self.block_size)
+        tokens = (request.prompt_token_ids or [])[: window.end + 1]
+        row = NewRequestData(
+            req_id=row_id,
+            prompt_token_ids=tokens,
+            mm_features=[],
+            sampling_params=self.row_sampling,
+            pooling_params=None,
+            block_ids=tuple(ids[:num_blocks] for ids in self.kv_cache_manager.get_block_ids(request.request_id)),
+            num_computed_tokens=window.start,
+            lora_request=request.lora_request,
+            prefill_token_ids=tokens if self.use_v2_model_runner else None,
+        )
+        output.scheduled_new_reqs.append(row)
+        output.num_scheduled_tokens[row_id] = window.length
+        output.total_num_scheduled_tokens += window.length
+        self.finished_req_ids.add(row_id)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for batch in outputs.values():
+            for output in batch.outputs:
+                if report := self.half.report_for(output):
+                    output.kv_transfer_params = report
+        self.half.purge()
+        return outputs
+
+
+class SpliceScheduler(SplicingMixin):
+    """For engines without async scheduling."""
+
+
+class AsyncSpliceScheduler(SplicingMixin, AsyncScheduler):
+    """For engines with async scheduling."""
+
+
+def make_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> Scheduler:
+    """What `--scheduler-cls` names: the scheduler that fits the engine's scheduling mode."""
+    kind = AsyncSpliceScheduler if vllm_config.scheduler_config.async_scheduling else SpliceScheduler
+    return kind(vllm_config=vllm_config, **kwargs)

@@ -1,0 +1,211 @@
+"""Memory in vLLM's chat: two hooks into vLLM 0.32, each a method replaced on one instance.
+
+`OnlineRenderer.preprocess_chat` is where `/v1/chat/completions`, `/v1/messages`, `/v1/responses` and `/invocations`
+turn checked messages into tokens. There the caller's memories join the prompt. Tokenised prompts are handed on in
+`kv_transfer_params["prompt_token_ids"]`, vLLM's own door for them, so that tool and reasoning parsers run as ever.
+
+`EngineClient.generate` is where every route meets the engine. There the splice plan is attached to exactly the prompt
+it was made for, and the engine's account of it is read from the outputs and kept from the client.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from anyio import to_thread
+from vllm.exceptions import VLLMClientError
+
+from memos_vllm.cube import MemCube
+from memos_vllm.errors import MemosError
+from memos_vllm.server import metrics
+from memos_vllm.server.injection import REPORT_KEY, EngineReport, RequestMemory, SplicePrompt, current_memory
+from memos_vllm.server.prompt import Message, Split, Unrenderable, last_user_text
+from memos_vllm.server.rendering import ChatRenderer
+from memos_vllm.server.service import MemoryService
+
+logger = logging.getLogger(__name__)
+
+ANSWER_RESERVE = 512
+"""Tokens kept for the answer of a request that names no maximum."""
+
+
+@dataclass(frozen=True)
+class MemoryPrompt:
+    """A prompt with memories: as tokens, or as messages where tokens cannot be had (`cause` says why)."""
+
+    cubes: tuple[MemCube, ...]
+    splice: SplicePrompt
+    token_ids: list[int] | None = None
+    messages: list[Message] | None = None
+
+
+class ChatHooks:
+    """Puts memories into the prompts of one API server. `install` once, after vLLM has made its own state."""
+
+    def __init__(
+        self, service: MemoryService, renderer: ChatRenderer, online_renderer: Any, engine_client: Any
+    ) -> None:
+        self._service = service
+        self._chat_renderer = renderer
+        self._renderer = online_renderer
+        self._plain_preprocess = online_renderer.preprocess_chat
+        self._plain_generate = engine_client.generate
+        self._engine_client = engine_client
+
+    def install(self) -> None:
+        self._renderer.preprocess_chat = self.preprocess_chat
+        self._engine_client.generate = self.generate
+
+    async def preprocess_chat(self, request: Any, messages: list[Any], **rendering: Any) -> tuple[list[Any], list[Any]]:
+        """vLLM's `preprocess_chat`, with memories where the request wants them. Memory trouble never fails a chat."""
+        memory = current_memory.get()
+        if memory is None or not memory.wanted:
+            return await self._plain_preprocess(request, messages, **rendering)  # type: ignore[no-any-return]
+        messages = [_materialised(message) for message in messages]
+        salt = request.cache_salt
+        try:
+            prompt = await self._compose(memory, request, messages, rendering)
+            if prompt is not None:
+                return await self._render(memory, prompt, request, messages, rendering)
+        except (MemosError, VLLMClientError) as error:
+            logger.warning("memory is left out of a request: %s", error)
+            fall_back(memory, "memory-error" if isinstance(error, MemosError) else "refused")
+        except Exception:
+            logger.exception("memory is left out of a request")
+            fall_back(memory, "internal-error")
+        request.cache_salt = salt
+        return await self._plain_preprocess(request, messages, **rendering)  # type: ignore[no-any-return]
+
+    async def _compose(
+        self, memory: RequestMemory, request: Any, messages: list[Message], rendering: dict[str, Any]
+    ) -> MemoryPrompt | None:
+        """The prompt with the caller's memories; None when there is nothing to say."""
+        assert memory.caller is not None
+        user, query = memory.caller.user, last_user_text(messages)
+        cubes = await to_thread.run_sync(self._service.choose, user, query)
+        if not cubes:
+            return None
+        try:
+            split = await self._chat_renderer.split(request, messages, rendering)
+        except Unrenderable as error:
+            return self._as_messages(cubes, messages, error.cause)
+        limit = prompt_limit(request.build_tok_params(self._renderer.model_config))
+        prompt = await to_thread.run_sync(self._as_tokens, user, cubes, split, limit)
+        if len(prompt.cubes) < len(cubes):
+            fall_back(memory, "context-full")
+        return prompt if prompt.cubes else None
+
+    def _as_messages(self, cubes: Sequence[MemCube], messages: list[Message], cause: str) -> MemoryPrompt:
+        """The memories as text in the client's messages, for vLLM to render and tokenise."""
+        block = self._service.prompts.block([cube.text for cube in cubes])
+        placed = self._service.prompts.place(messages, block)
+        return MemoryPrompt(tuple(cubes), SplicePrompt(fallback=cause), messages=placed)
+
+    def _as_tokens(self, user: str, cubes: list[MemCube], split: Split, limit: int) -> MemoryPrompt:
+        """The prompt as tokens; where the context is too short for all memories, the oldest are left out."""
+        prompts = self._service.prompts
+        scaffold, rest = prompts.scaffold_ids(split.scaffold), prompts.rest_ids(split.rest)
+        memories = [prompts.memory_ids(cube.text) for cube in cubes]
+        while cubes and len(scaffold) + sum(map(len, memories)) + len(rest) > limit:
+            cubes, memories = cubes[1:], memories[1:]
+        splice = self._service.splice(user, cubes, scaffold, memories, rest) if cubes else SplicePrompt()
+        token_ids = [*scaffold, *(token for ids in memories for token in ids), *rest]
+        return MemoryPrompt(tuple(cubes), splice, token_ids=token_ids)
+
+    async def _render(
+        self,
+        memory: RequestMemory,
+        prompt: MemoryPrompt,
+        request: Any,
+        messages: list[Message],
+        rendering: dict[str, Any],
+    ) -> tuple[list[Any], list[Any]]:
+        """Let vLLM finish the memory prompt: checks, tool and reasoning parsers, cache salt."""
+        if not memory.prompt_ids:
+            memory.client_salt = request.cache_salt
+        request.cache_salt = self._salt(memory, prompt.splice.digest)
+        if prompt.token_ids is not None:
+            request.kv_transfer_params = {"prompt_token_ids": prompt.token_ids}
+        try:
+            conversation, inputs = await self._plain_preprocess(request, prompt.messages or messages, **rendering)
+        finally:
+            request.kv_transfer_params = None
+        memory.cubes, memory.splice, memory.prompt_ids = prompt.cubes, prompt.splice, inputs[0]["prompt_token_ids"]
+        if prompt.splice.fallback:
+            fall_back(memory, prompt.splice.fallback)
+        metrics.prompts().labels("spliced" if prompt.splice.kv_transfer_params else "text").inc()
+        return conversation, inputs
+
+    def _salt(self, memory: RequestMemory, digest: str) -> str:
+        """Keeps prefix-cache blocks apart: by tenant, by the client's own salt, by what a splice did to them."""
+        assert memory.caller is not None
+        parts = "\0".join((memory.caller.user, memory.client_salt or "", digest))
+        return hmac.new(self._service.secret, parts.encode(), hashlib.sha256).hexdigest()
+
+    def generate(self, prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> AsyncGenerator[Any, None]:
+        """vLLM's `generate`; observed where the prompt is the one this request's memories went into."""
+        memory = current_memory.get()
+        if memory is None or not memory.prompt_ids or not _is_prompt(prompt, memory.prompt_ids):
+            return self._plain_generate(prompt, sampling_params, request_id, **options)  # type: ignore[no-any-return]
+        if memory.splice.kv_transfer_params is not None:
+            sampling_params = sampling_params.clone()
+            params = {"kv_transfer_params": memory.splice.kv_transfer_params}
+            sampling_params.extra_args = {**(sampling_params.extra_args or {}), **params}
+        outputs = self._plain_generate(prompt, sampling_params, request_id, **options)
+        return observed(memory, outputs)
+
+
+async def observed(memory: RequestMemory, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """The engine's outputs, with its report moved from the first one to `memory`."""
+    async with aclosing(outputs):
+        async for output in outputs:
+            if memory.report is None:
+                memory.report = _report(memory, output)
+            output.kv_transfer_params = _without_report(output.kv_transfer_params)
+            yield output
+
+
+def _report(memory: RequestMemory, output: Any) -> EngineReport:
+    report = EngineReport.read(output.kv_transfer_params, cached=output.num_cached_tokens)
+    if report is None:
+        cause = "unreported" if memory.splice.kv_transfer_params else None
+        report = EngineReport.plain(
+            cached=output.num_cached_tokens, prompt_tokens=len(memory.prompt_ids), fallback=cause
+        )
+    if report.fallback:
+        metrics.fallbacks().labels(report.fallback).inc()
+    return report
+
+
+def prompt_limit(tok_params: Any) -> int:
+    """Tokens that a memory prompt may have: room for an answer stays free when the client did not ask for any."""
+    reserve = 0 if tok_params.max_output_tokens else min(ANSWER_RESERVE, tok_params.max_total_tokens // 4)
+    return int(tok_params.max_input_tokens) - reserve
+
+
+def fall_back(memory: RequestMemory, cause: str) -> None:
+    """Note that the request gets less than it asked for."""
+    memory.fallback = cause
+    metrics.fallbacks().labels(cause).inc()
+
+
+def _without_report(params: dict[str, Any] | None) -> dict[str, Any] | None:
+    return {key: value for key, value in (params or {}).items() if key != REPORT_KEY} or None
+
+
+def _is_prompt(prompt: Any, token_ids: list[int]) -> bool:
+    return isinstance(prompt, dict) and prompt.get("prompt_token_ids") == token_ids
+
+
+def _materialised(message: Any) -> Any:
+    """The message with its content as a list: pydantic hands lists of parts on as iterators that run once."""
+    content = message.get("content") if isinstance(message, dict) else None
+    if content is not None and not isinstance(content, str | list):
+        message["content"] = list(content)
+    return message

@@ -1,0 +1,19 @@
+"""Errors as HTTP answers, in the shape that OpenAI's and mem0's clients read."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from starlette.responses import JSONResponse
+
+from memos_vllm.errors import MemosError
+
+_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+
+
+def error_response(error: MemosError) -> JSONResponse:
+    """`{"error": {"message", "type", "param", "code"}}` with the error's own status."""
+    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    body = {"error": {"message": str(error), "type": kind, "param": None, "code": error.status}}
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == HTTPStatus.UNAUTHORIZED else None
+    return JSONResponse(body, error.status, headers)

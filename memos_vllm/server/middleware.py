@@ -1,0 +1,190 @@
+"""The door: who is calling, may they, and what the answer's headers say about memory.
+
+Added inside `attach_router`, so it runs behind vLLM's own `--api-key` check and in front of every route. vLLM's check
+leaves `/invocations` and others open; this one knows no unguarded route beyond `OPEN_PATHS`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from anyio import to_thread
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from memos_vllm.errors import BadInput, MemosError
+from memos_vllm.governance.identity import KeyRing, resolve
+from memos_vllm.server.errors import error_response
+from memos_vllm.server.injection import RequestMemory, current_memory
+
+OPEN_PATHS = frozenset(
+    ("/health", "/ping", "/version", "/metrics", "/docs", "/openapi.json", "/v1/memories/health"),
+)
+MEMORY_PATHS = frozenset(("/v1/chat/completions", "/v1/messages", "/v1/responses", "/invocations"))
+"""Routes whose prompts carry memories."""
+
+SEARCH_PATHS = frozenset(("/v1/memories/search", "/v1/search"))
+
+MAX_HELD = 16
+"""Messages of an answer that may wait for the engine's report."""
+
+LARGE_BODY = 256 * 1024
+"""Bytes from which on a body is parsed in a thread."""
+
+
+class MemoryMiddleware:
+    """Pure ASGI: identity, the guard of `kv_transfer_params`, and the `x-memos-*` headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = getattr(scope["app"].state, "memos", None) if scope["type"] in ("http", "websocket") else None
+        if service is None or path_of(scope) in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        try:
+            body, receive = await _buffered(scope, receive)
+            memory = await open_memory(service.ring, scope, body)
+        except MemosError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        token = current_memory.set(memory)
+        try:
+            await self._app(scope, receive, HeldSend(memory, send) if memory.wanted else send)
+        finally:
+            current_memory.reset(token)
+
+
+class HeldSend:
+    """Holds the response's start back until the engine's report, or the end, is there.
+
+    A streaming answer's first event may come before the engine's first output (`/v1/responses` does that), and headers
+    cannot follow events; so such early events wait too.
+    """
+
+    def __init__(self, memory: RequestMemory, send: Send) -> None:
+        self._memory = memory
+        self._send = send
+        self._held: list[Message] = []
+        self._open = False
+
+    async def __call__(self, message: Message) -> None:
+        if self._open:
+            await self._send(message)
+            return
+        self._held.append(message)
+        starts = message["type"] == "http.response.start"
+        early = self._memory.awaits_engine and message.get("more_body", False) and len(self._held) < MAX_HELD
+        if starts or early:
+            return
+        self._open = True
+        for held in self._held:
+            if held["type"] == "http.response.start":
+                MutableHeaders(raw=held["headers"]).update(self._memory.headers())
+            await self._send(held)
+        self._held.clear()
+
+
+def path_of(scope: Scope) -> str:
+    return str(scope["path"].removeprefix(scope.get("root_path", "")))
+
+
+async def open_memory(ring: KeyRing, scope: Scope, body: bytes) -> RequestMemory:
+    """The memory side of a request. Raises Unauthorized, Forbidden and BadInput."""
+    headers, path = Headers(scope=scope), path_of(scope)
+    fields = await _fields(headers, body)
+    caller = resolve(
+        ring,
+        bearer=api_key(headers),
+        header_user=_header_user(headers),
+        body_user=_claimed_user(path, QueryParams(scope.get("query_string", b"")), fields),
+    )
+    _refuse_transfer_params(fields)
+    mode = headers.get("x-memos-mode", "read")
+    if mode not in ("off", "read"):
+        raise BadInput(f"x-memos-mode is {mode[:32]!r}; send 'read' or 'off'.")
+    return RequestMemory(caller=caller, mode=mode, carries_memory=path in MEMORY_PATHS)  # type: ignore[arg-type]
+
+
+def api_key(headers: Headers) -> str | None:
+    """The key of `x-api-key` (Anthropic clients) or of `Authorization: Bearer`."""
+    if key := headers.get("x-api-key"):
+        return key
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _header_user(headers: Headers) -> str | None:
+    """The user a header names, in UTF-8 where it is; ASGI hands headers on as Latin-1."""
+    name = headers.get("x-memos-user-id") or headers.get("x-sm-user-id")
+    try:
+        return name.encode("latin-1").decode() if name else None
+    except UnicodeDecodeError:
+        return name
+
+
+def _claimed_user(path: str, query: QueryParams, fields: Mapping[str, Any]) -> str | None:
+    """The user that query or body name: `user_id`, then mem0's filter, `user`, and what Anthropic clients send."""
+    metadata = fields.get("metadata")
+    anthropic = metadata.get("user_id") if path == "/v1/messages" and isinstance(metadata, dict) else None
+    filters = fields.get("filters")
+    filtered = filters.get("user_id") if path in SEARCH_PATHS and isinstance(filters, dict) else None
+    claims = (fields.get("user_id"), query.get("user_id"), filtered, fields.get("user"), anthropic)
+    claim = next((claim for claim in claims if claim not in (None, "")), None)
+    if claim is not None and not isinstance(claim, str):
+        raise BadInput("user_id must be a string.")
+    return claim
+
+
+def _refuse_transfer_params(fields: Mapping[str, Any]) -> None:
+    """`kv_transfer_params` steer the engine's KV cache: the server alone may set them. Raises BadInput."""
+    sampling = fields.get("sampling_params")
+    extra = sampling.get("extra_args") if isinstance(sampling, dict) else None
+    for place in (fields, fields.get("vllm_xargs"), sampling, extra):
+        if isinstance(place, dict) and place.get("kv_transfer_params") is not None:
+            raise BadInput("kv_transfer_params is reserved for the server; leave it out.")
+
+
+async def _fields(headers: Headers, body: bytes) -> Mapping[str, Any]:
+    """The JSON object in a body; empty for anything else, which vLLM then answers itself."""
+    if not body or headers.get("content-type", "").startswith("multipart/"):
+        return {}
+    try:
+        fields = await to_thread.run_sync(json.loads, body) if len(body) > LARGE_BODY else json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+async def _buffered(scope: Scope, receive: Receive) -> tuple[bytes, Receive]:
+    """The request's whole body, and a `receive` that yields it again and then what comes after it."""
+    if scope["type"] != "http":
+        return b"", receive
+    parts, more = [], True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b"", _replay([message], receive)
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = b"".join(parts)
+    return body, _replay([{"type": "http.request", "body": body, "more_body": False}], receive)
+
+
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    pending = list(messages)
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay
+
+
+async def _refuse(error: MemosError, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:120]})
+        return
+    await error_response(error)(scope, receive, send)

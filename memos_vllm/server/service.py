@@ -1,0 +1,62 @@
+"""What the hooks and the routes of one API server share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memos_vllm.cube import MemCube
+from memos_vllm.errors import MemosError
+from memos_vllm.governance.identity import KeyRing
+from memos_vllm.retrieval.base import Operator
+from memos_vllm.scheduler.plan import MemScheduler
+from memos_vllm.server.injection import SplicePrompt, Splicer
+from memos_vllm.server.prompt import PromptBuilder
+from memos_vllm.vault import Vault
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MemoryService:
+    """Vault, identity, search, prompts and (where splicing is on) the splicer. Its methods block: call them in threads.
+
+    `secret` keys cache salts and splice plans; the engine and every API server of one start share it.
+    """
+
+    vault: Vault
+    ring: KeyRing
+    operator: Operator
+    scheduler: MemScheduler
+    prompts: PromptBuilder
+    secret: bytes
+    splicer: Splicer | None = None
+    scaffold: str | None = None
+
+    def choose(self, user: str, query: str) -> list[MemCube]:
+        """The memories for a prompt, in prompt order. Raises MemosError."""
+        return self.scheduler.choose(user, query, self.prompts.count)
+
+    def splice(
+        self,
+        user: str,
+        cubes: Sequence[MemCube],
+        scaffold_ids: Sequence[int],
+        memory_ids: Sequence[Sequence[int]],
+        rest_ids: Sequence[int],
+    ) -> SplicePrompt:
+        """How the engine is to treat a prompt: plain text where splicing is off or in trouble."""
+        if self.splicer is None:
+            return SplicePrompt()
+        try:
+            return self.splicer.prepare(user, cubes, scaffold_ids, memory_ids, rest_ids)
+        except (MemosError, OSError) as error:
+            logger.warning("a prompt runs without spliced K/V: %s", error)
+            return SplicePrompt(fallback="splice-error")
+
+    def written(self, user: str, cubes: Sequence[MemCube]) -> None:
+        """Have new text captured in the background, behind the scaffold of a chat without extras."""
+        if self.splicer is not None and self.scaffold is not None:
+            scaffold_ids = self.prompts.scaffold_ids(self.scaffold)
+            self.splicer.capture(user, cubes, scaffold_ids, [self.prompts.memory_ids(cube.text) for cube in cubes])

@@ -1,0 +1,307 @@
+"""The LMDB environment: transactions, a map that grows, several threads and processes, no forks.
+
+LMDB's rules that shape this file: an environment is opened once a process and never used across a fork; a write
+transaction belongs to one thread; a resize of the map invalidates every open transaction of the process, so it waits
+until there is none and keeps new ones out.
+"""
+
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import lmdb
+import lmdb.verify
+
+from memos_vllm.errors import NotAVault, StartError, VaultFull, VaultUnavailable, VaultUnwritable
+from memos_vllm.vault.keys import DATABASES
+
+MAX_READERS = 512
+_VERIFY_BYTES = 256 << 20  # about one second
+_LITTLE_SPACE = 1 << 20
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+Result = TypeVar("Result")
+_RawTxn: TypeAlias = "lmdb.Transaction[bytes]"
+
+
+class Txn:
+    """One transaction over the named databases. Keys and values are bytes."""
+
+    def __init__(self, txn: _RawTxn, databases: dict[str, "lmdb._Database"]) -> None:
+        self._txn = txn
+        self._databases = databases
+
+    def get(self, database: str, key: bytes) -> bytes | None:
+        return self._txn.get(key, db=self._databases[database])
+
+    def put(self, database: str, key: bytes, value: bytes = b"") -> None:
+        self._txn.put(key, value, db=self._databases[database])
+
+    def delete(self, database: str, key: bytes) -> bool:
+        return self._txn.delete(key, db=self._databases[database])
+
+    def scan(self, database: str, prefix: bytes = b"", after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Rows under a prefix in key order, those up to `after` left out. Do not write to it meanwhile."""
+        with self._txn.cursor(db=self._databases[database]) as cursor:
+            if not cursor.set_range(max(prefix, after)):
+                return
+            for key, value in cursor:
+                if not key.startswith(prefix):
+                    return
+                if key != after:
+                    yield key, value
+
+    def count(self, database: str) -> int:
+        return self._txn.stat(self._databases[database])["entries"]
+
+
+class _Gate:
+    """Many transactions at a time, or one resize and no transaction."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._resizing = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._resizing)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def resize(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._resizing)
+            self._resizing = True
+            self._changed.wait_for(lambda: not self._inside)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._resizing = False
+                self._changed.notify_all()
+
+
+class Environment:
+    """One LMDB environment of this process, shared by every vault object on the same folder."""
+
+    def __init__(self, folder: Path, *, readonly: bool, map_bytes: int, max_bytes: int | None) -> None:
+        self.folder = folder
+        self.readonly = readonly
+        self.users = 0
+        self._max_bytes = _pages(max_bytes) if max_bytes else None
+        self._pid = os.getpid()
+        self._gate = _Gate()
+        self._writer = threading.Lock()
+        self._closed = False
+        start = min(_pages(map_bytes), self._max_bytes) if self._max_bytes else _pages(map_bytes)
+        self._env = self._open(start)
+        try:
+            self._verify()
+            self._databases = self._open_databases()
+            self._env.reader_check()
+        except BaseException:
+            self._env.close()
+            raise
+
+    def read(self, work: Callable[[Txn], Result]) -> Result:
+        """`work` on a snapshot. Raises VaultUnavailable."""
+        return self._run(lambda txn: work(Txn(txn, self._databases)), write=False)
+
+    def write(self, work: Callable[[Txn], Result], *, frees: bool = False) -> Result:
+        """`work` as one transaction, on disk when this returns; it runs again after the map has grown.
+
+        frees: the write makes room, so it may go beyond `max_bytes` for a moment.
+        Raises VaultFull and VaultUnavailable; then, and when `work` raises, nothing of it is stored.
+        """
+        with self._writer:
+            result = self._run(lambda txn: work(Txn(txn, self._databases)), write=True, frees=frees)
+            self._give_back_spare()
+            return result
+
+    def _run(self, work: Callable[[_RawTxn], Result], *, write: bool, frees: bool = False) -> Result:
+        while True:
+            self._check_usable(writing=write)
+            try:
+                with self._gate.transaction(), self._env.begin(write=write) as txn:
+                    return work(txn)
+            except lmdb.MapFullError as error:
+                self._grow(frees, error)
+            except lmdb.MapResizedError:
+                self._resize(0)
+            except lmdb.ReadersFullError as error:
+                if not self._env.reader_check():
+                    raise VaultUnavailable(f"More than {MAX_READERS} readers at once; try again.") from error
+            except lmdb.Error as error:
+                raise self._unavailable(error) from error
+
+    def problems(self) -> list[str]:
+        """What is wrong with the pages of the data file; no writer may change it meanwhile."""
+        try:
+            found: list[str] = lmdb.verify.verify(str(self.data_file))  # type: ignore[no-untyped-call]
+        except lmdb.verify.VerifyError as error:
+            found = [str(error)]
+        return [f"vault/data.mdb: {problem}" for problem in found]
+
+    @property
+    def data_file(self) -> Path:
+        return self.folder / "data.mdb"
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the map and of the pages in use (free pages counted in), and the limit (0: none)."""
+        self._check_usable()
+        map_bytes = self._env.info()["map_size"]
+        return {"map_bytes": map_bytes, "used_bytes": self._used(), "max_bytes": self._max_bytes or 0}
+
+    def close(self) -> None:
+        """Waits for the transactions that are open."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        with self._writer, self._gate.resize():
+            self._closed = True
+            self._env.close()
+
+    def _open(self, map_size: int) -> lmdb.Environment:
+        try:
+            return lmdb.open(
+                str(self.folder),
+                map_size=map_size,
+                readonly=self.readonly,
+                mode=0o700,
+                max_readers=MAX_READERS,
+                max_dbs=len(DATABASES),
+                readahead=False,
+            )
+        except lmdb.Error as error:
+            raise self._no_start(error) from error
+
+    def _no_start(self, error: lmdb.Error) -> StartError:
+        if error.code in _NO_ACCESS:
+            return VaultUnwritable(f"Cannot open {self.folder}: {error.reason}; give this user access to it.")
+        if isinstance(error, lmdb.InvalidError | lmdb.VersionMismatchError | lmdb.CorruptedError):
+            return NotAVault(f"{self.data_file} is damaged or no LMDB file; restore it from a backup.")
+        return StartError(f"Cannot open {self.folder}: {error}.")
+
+    def _verify(self) -> None:
+        """Refuse a truncated or overwritten file: LMDB itself would end the process with SIGBUS or an assertion.
+
+        The write transaction keeps the file still. A reader cannot do this; it relies on the writer's check.
+        """
+
+        def work(_: _RawTxn) -> list[str]:
+            size = self.data_file.stat().st_size
+            return self.problems() if size < max(_VERIFY_BYTES, self._used()) else []
+
+        problems = [] if self.readonly else self._run(work, write=True)
+        if problems:
+            raise NotAVault(f"{self.folder} is damaged; restore it from a backup ({problems[0]}).")
+
+    def _open_databases(self) -> dict[str, "lmdb._Database"]:
+        def work(txn: _RawTxn) -> dict[str, "lmdb._Database"]:
+            create = not self.readonly
+            return {name: self._env.open_db(name.encode(), txn=txn, create=create) for name in DATABASES}
+
+        try:
+            return self._run(work, write=not self.readonly)
+        except VaultUnavailable as error:
+            raise NotAVault(f"{self.folder} lacks a database of this vault format ({error.__cause__}).") from error
+
+    def _used(self) -> int:
+        return (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+
+    def _check_usable(self, *, writing: bool = False) -> None:
+        if os.getpid() != self._pid:
+            raise VaultUnavailable("The vault was opened before this process was forked; open it after the fork.")
+        if self._closed:
+            raise VaultUnavailable("The vault is closed.")
+        if writing and self.readonly:
+            raise VaultUnavailable("The vault is open for reading only.")
+
+    def _resize(self, size: int) -> None:
+        """Set the map's size in this process; 0 takes over what another process has set."""
+        with self._gate.resize():
+            self._check_usable()
+            try:
+                self._env.set_mapsize(size)
+            except lmdb.Error as error:
+                raise self._unavailable(error) from error
+
+    def _grow(self, frees: bool, cause: lmdb.MapFullError) -> None:
+        """Twice the map, up to the limit. Pages that a dead reader held are tried first."""
+        if self._env.reader_check():
+            return
+        size = self._env.info()["map_size"]
+        limit = self._limit(frees)
+        if limit is not None and size >= limit:
+            raise VaultFull(
+                f"The vault is full ({self._max_bytes} bytes); delete memories or raise the limit."
+            ) from cause
+        self._resize(2 * size if limit is None else min(2 * size, limit))
+
+    def _limit(self, frees: bool) -> int | None:
+        """LMDB copies pages on write, so even a delete needs some room."""
+        if self._max_bytes is None:
+            return None
+        return self._max_bytes + _pages((1 << 20) + self._max_bytes // 8) if frees else self._max_bytes
+
+    def _give_back_spare(self) -> None:
+        """After a delete went beyond the limit; LMDB keeps the map at least as large as its pages in use."""
+        if self._max_bytes is not None and self._env.info()["map_size"] > self._max_bytes:
+            self._resize(self._max_bytes)
+
+    def _unavailable(self, error: lmdb.Error) -> VaultFull | VaultUnavailable:
+        if error.code in _DISK_FULL or (error.code == errno.EIO and self._disk_is_full()):
+            return VaultFull(f"The disk under {self.folder} is full; nothing was stored. Free some space.")
+        return VaultUnavailable(f"The vault at {self.folder} failed: {error}; check it and restart.")
+
+    def _disk_is_full(self) -> bool:
+        """LMDB reports a short write as EIO."""
+        disk = os.statvfs(self.folder)
+        return disk.f_bavail * disk.f_frsize < _LITTLE_SPACE
+
+
+def _pages(size: int) -> int:
+    """Rounded up to whole pages, as LMDB wants its map."""
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+_opened: dict[tuple[int, Path], Environment] = {}
+_opened_lock = threading.Lock()
+
+
+def acquire(folder: Path, *, readonly: bool, map_bytes: int, max_bytes: int | None) -> Environment:
+    """The process's environment on a folder, opened by the first caller with its sizes. Pair with `release`."""
+    key = (os.getpid(), folder.resolve())
+    with _opened_lock:
+        if any(path == key[1] and pid != key[0] for pid, path in _opened):
+            raise VaultUnavailable(f"{folder} was open when this process was forked; close it before, or spawn.")
+        env = _opened.get(key)
+        if env is None:
+            env = Environment(folder, readonly=readonly, map_bytes=map_bytes, max_bytes=max_bytes)
+            _opened[key] = env
+        elif env.readonly and not readonly:
+            raise VaultUnavailable(f"{folder} is open for reading only in this process; close that first.")
+        env.users += 1
+        return env
+
+
+def release(env: Environment) -> None:
+    """Closes the environment when its last user is gone."""
+    with _opened_lock:
+        env.users -= 1
+        if env.users == 0:
+            _opened.pop((os.getpid(), env.folder.resolve()), None)
+            env.close()

@@ -1,0 +1,93 @@
+"""The memory directory: marker `memos.json`, `vault/` (LMDB) and `kv/` (KV files)."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from memos_vllm.errors import NotAVault, VaultUnwritable
+from memos_vllm.vault.env import Environment
+from memos_vllm.vault.records import SCHEMA
+
+MARKER = "memos.json"
+VAULT = "vault"
+KV = "kv"
+_UNFINISHED = "memos.json.new"
+_NEW_VAULT_BYTES = 1 << 20
+
+
+def prepare(path: Path, *, readonly: bool) -> None:
+    """Make sure that `path` holds a vault of this schema; a missing or empty folder becomes one.
+
+    Raises NotAVault and VaultUnwritable.
+    """
+    try:
+        if not readonly:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(path):
+            if (path / MARKER).exists():
+                _check(path)
+            elif readonly:
+                raise NotAVault(f"There is no vault in {path}; start the server with it once, or name another folder.")
+            else:
+                _create(path)
+    except (NotADirectoryError, FileExistsError) as error:
+        raise NotAVault(f"{path} is no folder; name an empty or a new one.") from error
+    except FileNotFoundError as error:
+        raise NotAVault(f"There is no folder {path}.") from error
+    except OSError as error:
+        raise VaultUnwritable(f"Cannot use {path} as memory directory: {error.strerror}.") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Processes that start together must not create the vault twice. The kernel frees the lock of one that died."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check(path: Path) -> None:
+    try:
+        marker: Any = json.loads((path / MARKER).read_text())
+    except ValueError as error:
+        raise NotAVault(f"{path / MARKER} is not JSON; restore it from a backup.") from error
+    if not isinstance(marker, dict) or marker.get("format") != "memos-vault" or type(marker.get("schema")) is not int:
+        raise NotAVault(f"{path / MARKER} does not mark a memos vault; name another folder.")
+    if marker["schema"] > SCHEMA:
+        raise NotAVault(f"{path} has vault schema {marker['schema']}, this version reads {SCHEMA}; upgrade memos-vllm.")
+    data = path / VAULT / "data.mdb"
+    if not data.exists() or data.stat().st_size == 0:
+        raise NotAVault(f"{data} is missing or empty; restore it from a backup, or name a new folder.")
+
+
+def _create(path: Path) -> None:
+    """The marker comes last; until then `memos.json.new` tells a start that was cut short from someone's files."""
+    present = {entry.name for entry in path.iterdir()} - {"lost+found"}
+    if present and _UNFINISHED not in present:
+        raise NotAVault(f"{path} is neither empty nor a vault ({sorted(present)[0]!r} is in it); name another folder.")
+    unfinished = path / _UNFINISHED
+    with unfinished.open("w") as file:
+        json.dump({"format": "memos-vault", "schema": SCHEMA}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    (path / KV).mkdir(mode=0o700, exist_ok=True)
+    (path / VAULT).mkdir(mode=0o700, exist_ok=True)
+    Environment(path / VAULT, readonly=False, map_bytes=_NEW_VAULT_BYTES, max_bytes=None).close()
+    unfinished.rename(path / MARKER)
+    _sync(path / VAULT)
+    _sync(path)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,82 @@
+"""Records as bytes: schema version (1 byte), checksum (8 bytes), msgpack.
+
+The checksum is xxh3_64 over database name, key, schema byte and msgpack, so that a record which was altered or which
+lies under another record's key is found.
+"""
+
+from typing import Literal, TypeVar
+
+import msgspec
+import xxhash
+
+from memos_vllm.cube import MemCube
+
+SCHEMA = 1
+_HEAD_BYTES = 9
+
+Change = Literal["add", "update", "delete"]
+
+
+class Damaged(Exception):
+    """A stored record does not decode. The vault turns it into VaultUnavailable, `check` into a problem."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One change of a cube. Texts are None for other payloads, and for every event of a deleted cube."""
+
+    cube_id: str
+    version: int
+    operation: Change
+    actor: str
+    at: str
+    old_text: str | None = None
+    new_text: str | None = None
+
+
+class KVRecord(msgspec.Struct, frozen=True):
+    """A row of the KV manifest: where the K/V of one cube version lie, and what they cost.
+
+    path: the KV file (or a folder of them) relative to the memory directory, under `kv/`
+    bytes: size of that file; build_seconds: time of the prefill that made it
+    """
+
+    key: str
+    owner: str
+    cube_id: str
+    cube_version: int
+    path: str
+    tokens: int
+    bytes: int
+    checksum: str
+    created: str
+    build_seconds: float
+
+
+Record = TypeVar("Record", MemCube, Event, KVRecord, int)
+
+
+def encode(value: MemCube | Event | KVRecord | int, database: str, key: bytes) -> bytes:
+    body = msgspec.msgpack.encode(value)
+    return bytes([SCHEMA]) + _checksum(database, key, SCHEMA, body) + body
+
+
+def decode(stored: bytes, kind: type[Record], database: str, key: bytes) -> Record:
+    """The record. Raises Damaged, which says what is wrong with it."""
+    if len(stored) <= _HEAD_BYTES:
+        raise Damaged(f"{len(stored)} bytes are no record")
+    schema, checksum, body = stored[0], stored[1:_HEAD_BYTES], stored[_HEAD_BYTES:]
+    if checksum != _checksum(database, key, schema, body):
+        raise Damaged("checksum mismatch")
+    if schema != SCHEMA:
+        raise Damaged(f"schema {schema}, this version reads {SCHEMA}")
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise Damaged(str(error)) from error
+
+
+def _checksum(database: str, key: bytes, schema: int, body: bytes) -> bytes:
+    state = xxhash.xxh3_64(f"{database}:{schema}:".encode())
+    state.update(key)
+    state.update(body)
+    return state.digest()

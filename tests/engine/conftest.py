@@ -1,0 +1,35 @@
+"""One in-process vLLM engine with the connector, shared by all engine tests, and the oracle beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.harness import SECRET, Engine, make_random_llama
+
+
+@pytest.fixture(scope="session")
+def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with random weights: 4 layers, 4 heads, 2 KV heads of 64, vocabulary 512."""
+    return make_random_llama(tmp_path_factory.mktemp("random-llama"))
+
+
+@pytest.fixture(scope="session")
+def engine(random_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """float32, blocks of 32 tokens, 16 rows a step, room for 136 blocks."""
+    before = dict(os.environ)
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_LOGGING_LEVEL="WARNING",
+        HF_HUB_OFFLINE="1",
+        MEMOS_PLAN_SECRET=SECRET.hex(),
+    )
+    built = Engine(random_llama, tmp_path_factory.mktemp("memory"))
+    yield built
+    built.close()
+    os.environ.clear()
+    os.environ.update(before)

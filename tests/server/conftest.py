@@ -1,0 +1,142 @@
+"""Real servers, started the way a person starts them; one without keys and one with keys for the whole run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+import memos_vllm
+
+MODEL_NAME = "tiny"
+START_TIMEOUT = 300.0
+"""Seconds; a start on two busy cores takes one to two minutes."""
+
+KEYS = {"maya": "sk-maya", "tom": "sk-tom"}
+SERVICE_KEY = "sk-service"
+
+
+def model_path() -> Path:
+    """The bundled model, or the one that MEMOS_TEST_MODEL names."""
+    bundled = Path(memos_vllm.__file__).parent / "assets" / "tiny"
+    return Path(os.environ.get("MEMOS_TEST_MODEL", bundled))
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    url: str
+    memory_dir: Path
+    log: Path
+
+    def http(self, **headers: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+    def openai(self, key: str = "none", **headers: str) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, default_headers=headers, max_retries=0)
+
+    def remember(self, user: str, *texts: str) -> list[str]:
+        """Add memories for a user of a server without keys; returns their ids."""
+        messages = [{"role": "user", "content": text} for text in texts]
+        with self.http() as client:
+            answer = client.post("/v1/memories", json={"messages": messages, "user_id": user})
+        answer.raise_for_status()
+        return [memory["id"] for memory in answer.json()["results"]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running_server(folder: Path, *flags: str, environ: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """`memos-vllm serve` on the test model, with its log in `folder/server.log`."""
+    port, memory_dir, log = free_port(), folder / "memory", folder / "server.log"
+    command = [
+        *(sys.executable, "-m", "memos_vllm.cli", "serve", str(model_path())),
+        *("--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)),
+        *("--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"),
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+        *("--memory-dir", str(memory_dir), *flags),
+    ]
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **(environ or {})}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | settings, start_new_session=True
+        )
+    server = Server(f"http://127.0.0.1:{port}", memory_dir, log)
+    try:
+        _wait(server, process)
+        yield server
+    finally:
+        _stop(process)
+
+
+def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{server.url}/health", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    pytest.fail(f"the server did not start; the end of its log:\n{server.log.read_text(errors='replace')[-4000:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the whole process group: API server, engine core, workers."""
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    except ProcessLookupError:
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that asks for no keys."""
+    with running_server(tmp_path_factory.mktemp("open"), "--memory-splice", "off") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a key for each of two users, and a service key."""
+    folder = tmp_path_factory.mktemp("keyed")
+    keys = folder / "keys.toml"
+    bound = [f'[[key]]\nkey = "{key}"\nuser = "{user}"\n' for user, key in KEYS.items()]
+    keys.write_text("\n".join([*bound, f'[[key]]\nkey = "{SERVICE_KEY}"\n']))
+    with running_server(folder, "--memory-splice", "off", "--memory-keys", str(keys)) as server:
+        yield server
+
+
+@pytest.fixture
+def user() -> str:
+    """A user nobody else has."""
+    return f"user-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def other() -> str:
+    """Another such user."""
+    return f"other-{uuid.uuid4().hex[:12]}"
