@@ -306,7 +306,8 @@ def accuracy(model, rng: random.Random, samples: list[Sample], device, reach: in
 @dataclass
 class Progress:
     step: int = 0
-    facts: int = 8
+    length: int = 64
+    facts: int = 2
     best: float = 0.0
     seconds: float = 0.0
 
@@ -331,19 +332,36 @@ def train(args: argparse.Namespace) -> None:
         progress = Progress(**state["progress"])
         rng.seed(args.seed + progress.step)
 
-    def samples_of(count: int, held: bool, mixed: bool) -> list[Sample]:
-        made = []
+    def chats(count: int, held: bool, mixed: bool) -> list[Sample]:
+        made: list[Sample] = []
         while len(made) < count:
-            if mixed and len(made) % 2 and rng.random() < args.copy:
-                made.append(copy_sample(rng, args.length, tokenizer.get_vocab_size()))
-                continue
             facts = rng.randint(max(1, progress.facts // 2), progress.facts) if mixed else progress.facts
-            facts = min(facts, args.length // 16)
             missing = 0.1 if mixed and progress.facts >= 16 else 0.0
-            sample = chat_sample(rng, encode, facts, 8 if mixed else 4, held, noise=1.0, missing=missing)
-            if len(sample.ids) <= args.length * (1 if mixed else 2):
+            sample = chat_sample(rng, encode, facts, rng.randint(1, 8), held, noise=1.0, missing=missing)
+            if len(sample.ids) <= progress.length * (1 if mixed else 2):
                 made.append(sample)
         return made
+
+    def copies(count: int) -> list[Sample]:
+        return [copy_sample(rng, progress.length, tokenizer.get_vocab_size()) for _ in range(count)]
+
+    def batch() -> list[Sample]:
+        count = args.tokens // progress.length
+        return copies(count) if progress.length < 128 else copies(count // 4) + chats(count - count // 4, held=False, mixed=True)
+
+    def evaluate(loss: float, rate: float) -> None:
+        """Print where training stands, and make the task harder once the present one is learned."""
+        with torch.no_grad():
+            copying = weighted_loss(model, *batch_tensors(rng, copies(16), device, reach)).item()
+        seen, unseen = (accuracy(model, rng, chats(16, held, mixed=False), device, reach) for held in (False, True))
+        print(f"step {progress.step} {progress.seconds / 60:.1f} min length {progress.length} facts {progress.facts} loss {loss:.3f} "
+              f"copy loss {copying:.3f} accuracy {seen:.2f} held out {unseen:.2f} lr {rate:.1e}", flush=True)
+        progress.best = max(progress.best, seen)
+        if copying < 1.5 and progress.length < args.length and (progress.length < 128 or unseen >= 0.8):
+            progress.length *= 2
+        if unseen >= 0.9 and progress.facts < args.max_facts and progress.facts * 24 < progress.length:
+            progress.facts *= 2
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}, checkpoint)
 
     began, total = time.monotonic() - progress.seconds, args.minutes * 60
     while progress.seconds < total:
@@ -351,9 +369,8 @@ def train(args: argparse.Namespace) -> None:
         rate = args.lr * min(1.0, (progress.step + 1) / 100) * (1.0 if done < 0.7 else max(0.02, (1 - done) / 0.3))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        reach = MAX_POSITIONS if progress.best >= 0.5 else args.length
-        ids, weights, positions = batch_tensors(rng, samples_of(args.batch, held=False, mixed=True), device, reach)
-        loss = weighted_loss(model, ids, weights, positions)
+        reach = MAX_POSITIONS if progress.best >= 0.5 else progress.length
+        loss = weighted_loss(model, *batch_tensors(rng, batch(), device, reach))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -361,13 +378,7 @@ def train(args: argparse.Namespace) -> None:
         progress.step += 1
         progress.seconds = time.monotonic() - began
         if progress.step % 50 == 0:
-            seen, unseen = (accuracy(model, rng, samples_of(16, held, mixed=False), device, reach) for held in (False, True))
-            print(f"step {progress.step} {progress.seconds / 60:.1f} min loss {loss.item():.3f} facts {progress.facts} "
-                  f"accuracy {seen:.2f} held out {unseen:.2f} lr {rate:.1e}", flush=True)
-            progress.best = max(progress.best, seen)
-            if unseen >= 0.9 and progress.facts < args.max_facts:
-                progress.facts *= 2
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}, checkpoint)
+            evaluate(loss.item(), rate)
     model.to(torch.bfloat16).save_pretrained(args.out)
     (args.out / "training.json").write_text(json.dumps({"seed": args.seed, **vars(progress)}, indent=2) + "\n")
 
@@ -378,9 +389,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="training time; the learning rate falls over the last 30 %%")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocab", type=int, default=2048)
-    parser.add_argument("--length", type=int, default=384, help="tokens of a training sequence")
-    parser.add_argument("--batch", type=int, default=16, help="sequences in a step")
-    parser.add_argument("--copy", type=float, default=1.0, help="share of every second sequence that is a repeated random span")
+    parser.add_argument("--length", type=int, default=512, help="longest training sequence, in tokens")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens in a step")
     parser.add_argument("--max-facts", type=int, default=32, help="largest number of facts in a prompt")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     train(parser.parse_args())

@@ -11,10 +11,6 @@ from typing import Protocol
 
 import torch
 
-VEC_GROUP = 32
-"""Tokens in one transposed key group of the CPU backend's `vec` layout."""
-
-
 class Layout(Protocol):
     """Reads and writes token rows of one layer's paged cache.
 
@@ -50,27 +46,25 @@ class StridedLayout:
 @dataclass(frozen=True)
 class CpuVecLayout:
     """The CPU backend's `vec` layout (x86, no AMX): in each block and head, first all keys, then all values;
-    keys lie transposed, in groups of 32 tokens stored as `[head_dim, 32]`."""
+    the keys lie transposed, `[head_dim, block_size]`."""
 
     head_dim: int
 
     def _halves(self, cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views: keys `[blocks, heads, groups, head_dim, 32]` and values `[blocks, heads, block_size, head_dim]`."""
+        """Views: keys `[blocks, heads, head_dim, block_size]` and values `[blocks, heads, block_size, head_dim]`."""
         blocks, heads, size, _ = cache.shape
         halves = cache.view(blocks, heads, 2, size * self.head_dim)
-        keys = halves[:, :, 0].unflatten(2, (size // VEC_GROUP, self.head_dim, VEC_GROUP))
-        return keys, halves[:, :, 1].unflatten(2, (size, self.head_dim))
+        return halves[:, :, 0].unflatten(2, (self.head_dim, size)), halves[:, :, 1].unflatten(2, (size, self.head_dim))
 
     def read(self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._halves(cache)
-        k = keys[blocks, :, offsets // VEC_GROUP, :, offsets % VEC_GROUP]
-        return k.contiguous(), values[blocks, :, offsets].contiguous()
+        return keys[blocks, :, :, offsets].contiguous(), values[blocks, :, offsets].contiguous()
 
     def write(
         self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> None:
         keys, values = self._halves(cache)
-        keys[blocks, :, offsets // VEC_GROUP, :, offsets % VEC_GROUP] = k
+        keys[blocks, :, :, offsets] = k
         values[blocks, :, offsets] = v
 
 

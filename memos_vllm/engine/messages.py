@@ -9,12 +9,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadat
 
 @dataclass
 class Load:
-    """Splice tokens `[start, end)` of a request from the KV cube `key`; its first token lies at `origin_start`."""
+    """Splice tokens `[start, end)` of a request from the KV cube `key`, which as a whole lies at
+    `[cube_start, cube_start + cube_length)`."""
 
     key: str
     tokens: str
     """sha256 of the cube's token ids: what the file must say of itself."""
     cube_start: int
+    cube_length: int
     start: int
     end: int
 

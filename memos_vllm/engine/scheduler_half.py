@@ -114,7 +114,6 @@ class SchedulerHalf:
         tracked = self.tracked.get(request.request_id)
         if tracked is None:
             return 0
-        tracked.grant = None
         cover = min(tracked.plan.cover, request.num_prompt_tokens - 1)
         cover = self._available(tracked, local, cover)
         windows: list[Window] = []
@@ -130,10 +129,8 @@ class SchedulerHalf:
                 cover = end = start + tokens
             windows.append(Window(start, end - start))
             tokens, rows = tokens - (end - start), rows - 1
-        if cover <= local:
-            return 0
-        tracked.grant = Grant(local, cover, windows)
-        return cover - local
+        tracked.grant = Grant(local, max(cover, local), windows)
+        return tracked.grant.cover - local
 
     def _available(self, tracked: Tracked, local: int, cover: int) -> int:
         """The cover, cut where the first KV file is missing: from there on the prompt is prefilled plainly."""
@@ -151,10 +148,10 @@ class SchedulerHalf:
         tracked = self.tracked.get(request.request_id)
         if tracked is None or tracked.grant is None:
             return
-        if external == 0:
-            tracked.grant = None
-            return
-        assert external == tracked.grant.cover - tracked.grant.local
+        if external == 0:  # nothing left to splice, or vLLM takes no external tokens for this request
+            tracked.grant.windows, tracked.grant.cover = [], tracked.grant.local
+        else:
+            assert external == tracked.grant.cover - tracked.grant.local
         self.room.tokens -= sum(window.length for window in tracked.grant.windows)
         self.room.rows_used += len(tracked.grant.windows)
         self.admitted.append(request.request_id)
@@ -200,7 +197,7 @@ class SchedulerHalf:
         for segment in tracked.plan.segments:
             start, end = clip(segment.start, segment.end, grant.local, grant.cover)
             if start < end:
-                loads.append(Load(segment.key, tokens_of(tracked, segment), segment.start, start, end))
+                loads.append(Load(segment.key, tokens_of(tracked, segment), segment.start, segment.length, start, end))
         return loads
 
     def _captures(self, tracked: Tracked) -> list[Capture]:

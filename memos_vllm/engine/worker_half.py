@@ -57,8 +57,6 @@ class WorkerHalf:
         assert self.layout is not None
         cube = self._fetch(load, result)
         rows = slice(load.start - load.cube_start, load.end - load.cube_start)
-        if cube.k.shape[0] != len(self.caches) or cube.k.shape[1] < rows.stop:
-            raise KVUnusable(f"KV cube {load.key} has shape {tuple(cube.k.shape)}, which does not fit this model")
         table = torch.tensor(request.block_ids, device=self.caches[0].device)
         delta = load.cube_start - cube.origin
         k, v = cube.k[:, rows], cube.v[:, rows]
@@ -79,7 +77,10 @@ class WorkerHalf:
         label = KVLabel(load.key, self.identity, load.tokens, self.rank, self.world)
         path = kv_path(self.memory_dir, self.identity, load.key, self.rank, self.world)
         try:
-            return read_kv(path, label)
+            cube = read_kv(path, label)
+            if cube.k.shape[:2] != (len(self.caches), load.cube_length) or cube.k.shape != cube.v.shape:
+                raise KVUnusable(f"{path.name} has shape {tuple(cube.k.shape)}, which does not fit")
+            return cube
         except KVUnusable:
             path.unlink(missing_ok=True)
             raise

@@ -20,7 +20,7 @@ from memos_vllm.vault import Vault
 
 MAX_INDEXES = 256
 
-# Chinese, Japanese and Korean put no spaces between words: their runs are read by characters.
+# Chinese and Japanese put no spaces between words, Korean writes particles onto them: read by characters.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _WORD = re.compile(f"[{_UNSPACED}]+|[^\\W{_UNSPACED}_]+")
 _STOPWORDS = frozenset(re.findall(r"\w+", " ".join(STOPWORDS_EN_PLUS)))
@@ -101,7 +101,9 @@ def words_of(text: str) -> Iterator[str]:
     """Stemmed words without English stop words; characters and their pairs for scripts without spaces."""
     runs = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     # A Stemmer object is not safe to share between threads.
-    yield from Stemmer.Stemmer("english").stemWords([run for run in runs if run not in _STOPWORDS and not _unspaced(run)])
+    yield from Stemmer.Stemmer("english").stemWords(
+        [run for run in runs if run not in _STOPWORDS and not _unspaced(run)]
+    )
     for run in filter(_unspaced, runs):
         yield from run
         yield from map("".join, pairwise(run))

@@ -32,7 +32,7 @@ from memos_vllm.server.service import MemoryService
 logger = logging.getLogger(__name__)
 
 ANSWER_RESERVE = 512
-"""Tokens kept for the answer of a request that names no maximum."""
+"""Tokens of the context that memories leave to the answer."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,13 @@ def _report(memory: RequestMemory, output: Any) -> EngineReport:
 
 
 def prompt_limit(tok_params: Any) -> int:
-    """Tokens that a memory prompt may have: room for an answer stays free when the client did not ask for any."""
-    reserve = 0 if tok_params.max_output_tokens else min(ANSWER_RESERVE, tok_params.max_total_tokens // 4)
-    return int(tok_params.max_input_tokens) - reserve
+    """Tokens that a memory prompt may have: memories must not crowd out the answer.
+
+    What the client asked for stays free, up to ANSWER_RESERVE and a quarter of the context: many clients ask for more
+    than there is, and vLLM shortens that silently.
+    """
+    total = int(tok_params.max_total_tokens)
+    return total - min(tok_params.max_output_tokens or ANSWER_RESERVE, ANSWER_RESERVE, total // 4)
 
 
 def fall_back(memory: RequestMemory, cause: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from memos_vllm.cube import MemCube
 from memos_vllm.vault import keys
 from memos_vllm.vault.env import Txn
+from memos_vllm.vault.folder import kv_files
 from memos_vllm.vault.records import Damaged, Event, KVRecord, Record, decode
 
 STRAY_SECONDS = 600  # a younger KV file may be on its way into the manifest
@@ -92,13 +93,13 @@ class _Check:
     def _manifest(self) -> Iterator[str]:
         for key, record in self._kv.items():
             cube = self._cubes.get(record.cube_id)
-            if cube is None and record.cube_id not in self._damaged:
+            if record.cube_id and cube is None and record.cube_id not in self._damaged:
                 yield f"kv {record.key}: its memory {record.cube_id} is missing"
             if cube is not None and (cube.owner != record.owner or not 1 <= record.cube_version <= cube.version):
                 yield f"kv {record.key}: owner or version differs from memory {cube.id}"
             if key != keys.digest(record.key):
                 yield f"kv {record.key}: lies under another key"
-        wanted = {keys.of_cube(record.cube_id, record.key) for record in self._kv.values()}
+        wanted = {keys.of_cube(record.cube_id, record.key) for record in self._kv.values() if record.cube_id}
         present = {key for key, _ in self._txn.scan("kv_cubes")}
         yield from (f"kv_cubes {key.hex()}: row missing" for key in sorted(wanted - present))
         unreadable = {key for key, _ in self._txn.scan("kv")} - set(self._kv)
@@ -108,13 +109,14 @@ class _Check:
     def _files(self, known: Iterable[KVRecord]) -> Iterator[str]:
         """Manifest rows have their file, of their size; files have a manifest row."""
         for record in self._kv.values():
-            path = self._dir / record.path
-            if not path.exists():
+            files = kv_files(self._dir, record)
+            size = sum(file.stat().st_size for file in files)
+            if self._dir / record.path not in files:
                 yield f"{record.path}: file missing, kv {record.key} names it"
-            elif path.is_file() and path.stat().st_size != record.bytes:
-                yield f"{record.path}: {path.stat().st_size} bytes, kv {record.key} says {record.bytes}"
-        named = {self._dir / record.path for record in known}
+            elif size != record.bytes:
+                yield f"{record.path}: {size} bytes, kv {record.key} says {record.bytes}"
+        named = {file for record in known for file in kv_files(self._dir, record)}
         youngest = time.time() - STRAY_SECONDS
         for path in sorted((self._dir / "kv").rglob("*")):
-            if path.is_file() and named.isdisjoint((path, *path.parents)) and path.stat().st_mtime < youngest:
+            if path.is_file() and path not in named and path.stat().st_mtime < youngest:
                 yield f"{path.relative_to(self._dir)}: file without a manifest row, left by a crash; remove it"

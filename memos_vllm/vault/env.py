@@ -62,23 +62,37 @@ class Txn:
 
 
 class _Gate:
-    """Many transactions at a time, or one resize and no transaction."""
+    """Many transactions at a time, or one resize and no transaction, or one transaction alone."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._inside = 0
         self._resizing = False
+        self._alone = False
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: not self._resizing)
+            self._changed.wait_for(lambda: not self._resizing and not self._alone)
             self._inside += 1
         try:
             yield
         finally:
             with self._changed:
                 self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For the one writer, inside its transaction: the others end theirs and begin none meanwhile."""
+        with self._changed:
+            self._alone = True
+            self._changed.wait_for(lambda: self._inside == 1)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
                 self._changed.notify_all()
 
     @contextmanager
@@ -112,7 +126,9 @@ class Environment:
         try:
             self._verify()
             self._databases = self._open_databases()
-            self._env.reader_check()
+        except (VaultFull, VaultUnavailable) as error:
+            self._env.close()
+            raise StartError(str(error)) from error
         except BaseException:
             self._env.close()
             raise
@@ -136,8 +152,8 @@ class Environment:
         while True:
             self._check_usable(writing=write)
             try:
-                with self._gate.transaction(), self._env.begin(write=write) as txn:
-                    return work(txn)
+                with self._gate.transaction():
+                    return self._write_once(work) if write else self._read_once(work)
             except lmdb.MapFullError as error:
                 self._grow(frees, error)
             except lmdb.MapResizedError:
@@ -147,6 +163,22 @@ class Environment:
                     raise VaultUnavailable(f"More than {MAX_READERS} readers at once; try again.") from error
             except lmdb.Error as error:
                 raise self._unavailable(error) from error
+
+    def _read_once(self, work: Callable[[_RawTxn], Result]) -> Result:
+        with self._env.begin() as txn:
+            return work(txn)
+
+    def _write_once(self, work: Callable[[_RawTxn], Result]) -> Result:
+        txn = self._env.begin(write=True)
+        try:
+            result = work(txn)
+        except BaseException:
+            # py-lmdb 3.0 aborts a write only when no other thread is inside a call: busy readers would hold it up.
+            with self._gate.alone():
+                txn.abort()
+            raise
+        txn.commit()
+        return result
 
     def problems(self) -> list[str]:
         """What is wrong with the pages of the data file; no writer may change it meanwhile."""
@@ -210,14 +242,17 @@ class Environment:
             raise NotAVault(f"{self.folder} is damaged; restore it from a backup ({problems[0]}).")
 
     def _open_databases(self) -> dict[str, "lmdb._Database"]:
-        def work(txn: _RawTxn) -> dict[str, "lmdb._Database"]:
-            create = not self.readonly
-            return {name: self._env.open_db(name.encode(), txn=txn, create=create) for name in DATABASES}
+        def create(txn: _RawTxn) -> dict[str, "lmdb._Database"]:
+            return {name: self._env.open_db(name.encode(), txn=txn) for name in DATABASES}
 
-        try:
-            return self._run(work, write=not self.readonly)
-        except VaultUnavailable as error:
-            raise NotAVault(f"{self.folder} lacks a database of this vault format ({error.__cause__}).") from error
+        def find(_: _RawTxn) -> dict[str, "lmdb._Database"]:
+            """Each in a transaction of its own: a handle from a transaction that only read ends with it."""
+            try:
+                return {name: self._env.open_db(name.encode(), create=False) for name in DATABASES}
+            except lmdb.NotFoundError as error:
+                raise NotAVault(f"{self.folder} lacks a database of this vault format; restore a backup.") from error
+
+        return self._run(find, write=False) if self.readonly else self._run(create, write=True)
 
     def _used(self) -> int:
         return (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from memos_vllm.errors import NotAVault, VaultUnwritable
 from memos_vllm.vault.env import Environment
-from memos_vllm.vault.records import SCHEMA
+from memos_vllm.vault.records import SCHEMA, KVRecord
 
 MARKER = "memos.json"
 VAULT = "vault"
@@ -83,6 +83,13 @@ def _create(path: Path) -> None:
     unfinished.rename(path / MARKER)
     _sync(path / VAULT)
     _sync(path)
+
+
+def kv_files(path: Path, record: KVRecord) -> list[Path]:
+    """The KV files of a manifest row that exist: the one it names, and those of the other ranks beside it."""
+    named = path / record.path
+    beside = named.parent.iterdir() if named.parent.is_dir() else ()
+    return sorted(file for file in beside if file == named or file.name.startswith(f"{record.key}."))
 
 
 def _sync(folder: Path) -> None:

@@ -36,8 +36,10 @@ class Event(msgspec.Struct, frozen=True):
 class KVRecord(msgspec.Struct, frozen=True):
     """A row of the KV manifest: where the K/V of one cube version lie, and what they cost.
 
-    path: the KV file (or a folder of them) relative to the memory directory, under `kv/`
-    bytes: size of that file; build_seconds: time of the prefill that made it
+    cube_id: "" for K/V that belong to no memory (a scaffold's)
+    path: the KV file, relative to the memory directory, under `kv/`; with tensor parallelism rank 0's, and each rank's
+        file lies beside it under a name that begins with `key.`
+    bytes: size of these files together; build_seconds: time of the prefill that made them
     """
 
     key: str

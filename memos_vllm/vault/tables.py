@@ -126,7 +126,8 @@ def put_manifest(txn: Txn, record: KVRecord) -> None:
         txn.delete("kv_cubes", keys.of_cube(before.cube_id, before.key))
     txn.delete("doomed", key)
     store(txn, "kv", key, record)
-    txn.put("kv_cubes", keys.of_cube(record.cube_id, record.key))
+    if record.cube_id:
+        txn.put("kv_cubes", keys.of_cube(record.cube_id, record.key))
 
 
 def manifest_row(txn: Txn, kv_key: str) -> KVRecord | None:

@@ -1,7 +1,6 @@
 """Vault: the durable, versioned store of cubes and of the KV manifest."""
 
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -52,7 +51,7 @@ class Vault:
         Where this process has the same vault open already, both share one map and the first caller's sizes hold.
         Raises NotAVault, VaultUnwritable, StartError.
         """
-        path = Path(path)
+        path = Path(path).absolute()
         folder.prepare(path, readonly=readonly)
         env = acquire(path / folder.VAULT, readonly=readonly, map_bytes=map_bytes, max_bytes=max_bytes)
         vault = cls(path, env, readonly=readonly)
@@ -147,17 +146,16 @@ class Vault:
         return self._env.read(work)
 
     def put_kv(self, record: KVRecord) -> None:
-        """Commit a KV file that lies at its path already to the manifest.
+        """Commit KV files that lie at their path already to the manifest.
 
-        Raises NotFound where the cube is gone, Conflict where it has a newer version, another owner or no such file
-        (unlink the file then), BadInput where the path leaves `kv/`.
+        Raises NotFound where the cube is gone or has a newer version (unlink the files then), Conflict where it has
+        another owner or the file is missing, BadInput where the path leaves `kv/`.
         """
         _check_path(record.path)
 
         def work(txn: Txn) -> None:
-            cube = tables.newest(txn, record.cube_id)
-            if (cube.version, cube.owner) != (record.cube_version, record.owner):
-                raise Conflict(f"Memory {cube.id} is version {cube.version} by now; build its K/V again.")
+            if record.cube_id:
+                _check_cube(tables.newest(txn, record.cube_id), record)
             if not (self.path / record.path).exists():
                 raise Conflict(f"There is no KV file {record.path}; write it first.")
             tables.put_manifest(txn, record)
@@ -239,23 +237,20 @@ class Vault:
 
         def work(txn: Txn) -> None:
             for record in tables.manifest(txn, "doomed"):
-                if self._unlink(record.path):
+                if all(map(_unlinked, folder.kv_files(self.path, record))):
                     tables.forget(txn, record)
 
         if self._env.read(lambda txn: txn.count("doomed")):
             self._env.write(work, frees=True)
 
-    def _unlink(self, path: str) -> bool:
-        target = self.path / path
-        try:
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
-        except OSError as error:
-            log.error("cannot remove KV file %s (%s); tried again at the next start", target, error.strerror)
-            return False
-        return True
+
+def _unlinked(file: Path) -> bool:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("cannot remove KV file %s (%s); tried again at the next start", file, error.strerror)
+        return False
+    return True
 
 
 def _as_new(cube: MemCube, actor: str) -> MemCube:
@@ -302,6 +297,13 @@ def _with_texts(event: Event, texts: Mapping[int, str]) -> Event:
     if event.operation == "delete":
         return event
     return msgspec.structs.replace(event, old_text=texts.get(event.version - 1), new_text=texts.get(event.version))
+
+
+def _check_cube(cube: MemCube, record: KVRecord) -> None:
+    if cube.version != record.cube_version:
+        raise NotFound(f"Memory {cube.id} is at version {cube.version}; build its K/V again.")
+    if cube.owner != record.owner:
+        raise Conflict(f"Memory {cube.id} belongs to another owner than its K/V.")
 
 
 def _check_path(path: str) -> None:

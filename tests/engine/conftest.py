@@ -19,7 +19,7 @@ def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(random_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """float32, blocks of 32 tokens, 16 rows a step, room for 136 blocks."""
+    """float32, blocks of 64 tokens, 32 rows a step, room for 68 blocks."""
     before = dict(os.environ)
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0",

@@ -108,12 +108,12 @@ def test_prefill_of_the_oracle_equals_plain_vllm(engine: Engine, oracle: Oracle)
 
 
 def test_more_windows_than_rows_shorten_the_cover(engine: Engine) -> None:
-    """Sixteen rows a step: what has no row is prefilled plainly, so the answer with full repair stays exact."""
+    """32 rows a step: what has no row is prefilled plainly, so the answer with full repair stays exact."""
     scaffold, parts, rest = build(engine, (9, 30, [(5, 40)] * 8, 10))
     prompt = prompt_of(scaffold, parts, rest)
     plan = plan_for(scaffold, parts, "full")
-    windows = tuple(Window(start, min(9, plan.cover - start)) for start in range(30, plan.cover, 9))
-    assert len(windows) > 16
+    windows = tuple(Window(start, min(5, plan.cover - start)) for start in range(30, plan.cover, 5))
+    assert len(windows) > 32
     cut = msgspec.structs.replace(plan, windows=windows)
     answer = engine.ask(prompt, cut)
     plain = engine.ask(prompt)
@@ -137,7 +137,7 @@ def test_requests_side_by_side_answer_as_alone(engine: Engine) -> None:
 
 
 def test_preempted_requests_are_spliced_again(engine: Engine) -> None:
-    """More requests than 136 blocks hold while they grow: some are preempted, all answer as alone."""
+    """More requests than 68 blocks hold while they grow: some are preempted, all answer as alone."""
     scaffold, parts, rest = build(engine, (11, 20, [(0, 150), (0, 120)], 10))
     prompt = prompt_of(scaffold, parts, rest)
     before = engine.preemptions()

@@ -114,19 +114,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that asks for no keys."""
+    """A server without keys that puts memories into prompts as text."""
     with running_server(tmp_path_factory.mktemp("open"), "--memory-splice", "off") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a key for each of two users, and a service key."""
+    """A server with a key for each of two users and a service key; memories are spliced."""
     folder = tmp_path_factory.mktemp("keyed")
     keys = folder / "keys.toml"
     bound = [f'[[key]]\nkey = "{key}"\nuser = "{user}"\n' for user, key in KEYS.items()]
     keys.write_text("\n".join([*bound, f'[[key]]\nkey = "{SERVICE_KEY}"\n']))
-    with running_server(folder, "--memory-splice", "off", "--memory-keys", str(keys)) as server:
+    with running_server(folder, "--memory-keys", str(keys)) as server:
         yield server
 
 

@@ -14,7 +14,7 @@ from tests.server.conftest import KEYS, MODEL_NAME, SERVICE_KEY, Server
 
 pytestmark = pytest.mark.server
 
-MESSAGES = [{"role": "user", "content": "What tea do I like?"}]
+MESSAGES: list[Any] = [{"role": "user", "content": "What tea do I like?"}]
 CHAT: dict[str, Any] = {"model": MODEL_NAME, "messages": MESSAGES, "max_tokens": 2}
 RESPONSE: dict[str, Any] = {"model": MODEL_NAME, "input": "What tea do I like?", "max_output_tokens": 2}
 COMPLETION: dict[str, Any] = {"model": MODEL_NAME, "prompt": "Tea", "max_tokens": 2}

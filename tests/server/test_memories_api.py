@@ -103,7 +103,7 @@ def test_without_a_user_there_are_no_memories(client: httpx.Client, path: str) -
 @pytest.mark.parametrize("header", ["x-memos-user-id", "x-sm-user-id"])
 def test_a_header_may_name_the_user(client: httpx.Client, user: str, header: str, name: str) -> None:
     who = f"{name}-{user}"
-    answer = client.post("/v1/memories", json={"text": "I like tea."}, headers={header: who.encode()})  # type: ignore[dict-item]
+    answer = client.post("/v1/memories", json={"text": "I like tea."}, headers={header.encode(): who.encode()})
     assert answer.json()["results"][0]["user_id"] == who
     assert texts(client.get("/v1/memories", params={"user_id": who})) == ["I like tea."]
 

@@ -3,9 +3,7 @@ import pytest
 from memos_vllm.cube import Grant, MemCube
 from memos_vllm.governance import may_read, may_share, may_write
 
-CUBE = MemCube.plaintext(
-    "x", owner="maya", access=["reader", Grant("writer", ("write",)), Grant("sharer", ("share",))]
-)
+CUBE = MemCube.plaintext("x", owner="maya", access=["reader", Grant("writer", ("write",)), Grant("sharer", ("share",))])
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_bad_value_names_flag_and_value(option: str, value: str) -> None:
 
 
 def test_a_bad_variable_is_named() -> None:
-    with pytest.raises(StartError, match="^MEMOS_TOP_K must be a whole number"):
+    with pytest.raises(StartError, match=r"^MEMOS_TOP_K must be a whole number"):
         config.from_env({"MEMOS_TOP_K": "x"})
 
 

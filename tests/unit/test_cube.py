@@ -1,5 +1,6 @@
 import json
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from memos_vllm.cube import (
 )
 from memos_vllm.errors import BadInput, NotPlaintext, TooLarge
 
-OUTSIDE = {
+OUTSIDE: dict[str, Any] = {
     "meta": {
         "created": "2025-04-10",
         "source": "session_3894",
@@ -85,7 +86,7 @@ def test_structured_content_is_json_outside_and_text_inside() -> None:
 
 
 def test_grants_are_one_per_principal_and_never_the_owner() -> None:
-    access = ["bo", Grant("bo", ("write",)), Grant("maya", ("share",)), Grant("cy", ("share",))]
+    access: list[Grant | str] = ["bo", Grant("bo", ("write",)), Grant("maya", ("share",)), Grant("cy", ("share",))]
     cube = MemCube.plaintext("x", owner="maya", access=access)
     assert cube.header.access == (Grant("bo", ("read", "write")), Grant("cy", ("read", "share")))
     assert cube.to_json()["meta"]["access"][0] == {"principal": "bo", "rights": ["read", "write"]}

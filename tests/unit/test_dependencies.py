@@ -19,6 +19,7 @@ WITH_VLLM = {
     "anyio",
     "fastapi",
     "huggingface-hub",
+    "jinja2",
     "prometheus-client",
     "pydantic",
     "starlette",
@@ -63,6 +64,10 @@ def locked() -> dict[str, str]:
 
 def test_every_import_is_declared() -> None:
     assert imported_distributions("memos_vllm", "kernels") <= declared("bench") | WITH_VLLM
+
+
+def test_every_import_of_tests_and_scripts_is_declared() -> None:
+    assert imported_distributions("tests", "scripts") <= declared("bench", "dev") | WITH_VLLM
 
 
 def test_every_dependency_is_imported() -> None:

@@ -116,7 +116,12 @@ def test_cube_and_vault_never_import_torch(part: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [*MODULES, *sorted(KERNELS.rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py")), *(ROOT / "scripts").glob("*.py")],
+    [
+        *MODULES,
+        *sorted(KERNELS.rglob("*.py")),
+        *sorted((ROOT / "tests").rglob("*.py")),
+        *(ROOT / "scripts").glob("*.py"),
+    ],
     ids=relative,
 )
 def test_files_stay_short(path: Path) -> None:

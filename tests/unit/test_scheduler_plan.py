@@ -17,9 +17,7 @@ class Fixed:
     def __init__(self, cubes: list[MemCube]) -> None:
         self.cubes = cubes
 
-    def search(
-        self, principal: str, query: str, *, top_k: int, filters: Mapping[str, Any] | None = None
-    ) -> list[Hit]:
+    def search(self, principal: str, query: str, *, top_k: int, filters: Mapping[str, Any] | None = None) -> list[Hit]:
         return [Hit(cube, 1.0) for cube in self.cubes[:top_k]]
 
 

@@ -1,24 +1,16 @@
-import json
-import os
-import subprocess
-import sys
-import tempfile
-import threading
+"""Cubes, versions, events and the KV manifest of one vault."""
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from memos_vllm.cube import MemCube, new_id
-from memos_vllm.errors import BadInput, Conflict, MemosError, NotAVault, NotFound, TooLarge, VaultFull, VaultUnavailable
-from memos_vllm.vault import Event, KVRecord, Vault
-
-TINY_MAP = 64 << 10
+from memos_vllm.errors import BadInput, Conflict, MemosError, NotFound, TooLarge
+from memos_vllm.vault import Vault
+from tests.unit.vault_cases import add, kv_for, texts
 
 
 @pytest.fixture
@@ -31,35 +23,6 @@ def vault(path: Path) -> Iterator[Vault]:
     with Vault.open(path) as vault:
         yield vault
         assert vault.check() == []
-
-
-def add(vault: Vault, *texts: str, owner: str = "maya", access: tuple[str, ...] = ()) -> list[MemCube]:
-    return vault.add([MemCube.plaintext(text, owner=owner, access=access) for text in texts], actor=owner)
-
-
-def kv_for(vault: Vault, cube: MemCube, key: str) -> KVRecord:
-    """A manifest row with its file."""
-    file = vault.path / "kv" / f"{key}.safetensors"
-    file.write_bytes(b"K" * 10)
-    return KVRecord(
-        key=key,
-        owner=cube.owner,
-        cube_id=cube.id,
-        cube_version=cube.version,
-        path=f"kv/{file.name}",
-        tokens=5,
-        bytes=10,
-        checksum="",
-        created=cube.header.created,
-        build_seconds=0.5,
-    )
-
-
-def texts(cubes: list[MemCube]) -> list[str]:
-    return [cube.text for cube in cubes]
-
-
-# cubes
 
 
 def test_added_cubes_come_back_after_a_restart(path: Path) -> None:
@@ -214,9 +177,6 @@ def test_delete_owner_takes_all_of_one_owner(vault: Vault) -> None:
     assert vault.delete_owner("maya", actor="admin") == (0, [])
 
 
-# KV manifest
-
-
 def test_manifest_rows_follow_their_cube(vault: Vault) -> None:
     cube, other = add(vault, "a", "b")
     record = kv_for(vault, cube, "k1")
@@ -249,7 +209,7 @@ def test_a_manifest_row_needs_a_current_cube_and_a_file(vault: Vault) -> None:
     record = kv_for(vault, cube, "k")
     refused: list[tuple[type[MemosError], dict[str, Any]]] = [
         (NotFound, {"cube_id": new_id()}),
-        (Conflict, {"cube_version": 2}),
+        (NotFound, {"cube_version": 2}),
         (Conflict, {"owner": "bo"}),
         (Conflict, {"path": "kv/none"}),
         (BadInput, {"path": "kv/../memos.json"}),
@@ -261,6 +221,28 @@ def test_a_manifest_row_needs_a_current_cube_and_a_file(vault: Vault) -> None:
             vault.put_kv(msgspec.structs.replace(record, **change))
     assert vault.iter_kv() == []
     (vault.path / record.path).unlink()
+
+
+def test_every_rank_has_a_file(vault: Vault) -> None:
+    cube = add(vault, "a")[0]
+    record = msgspec.structs.replace(kv_for(vault, cube, "k"), path="kv/k.0of2", bytes=7)
+    (vault.path / "kv/k.safetensors").rename(vault.path / "kv/k.0of2")
+    (vault.path / "kv/k.0of2").write_bytes(b"1234")
+    (vault.path / "kv/k.1of2").write_bytes(b"567")
+    (vault.path / "kv/k2.0of2").touch()
+    vault.put_kv(record)
+    assert vault.check() == []
+    vault.delete(cube.id, actor="maya")
+    assert [file.name for file in (vault.path / "kv").iterdir()] == ["k2.0of2"]
+
+
+def test_kv_of_no_memory(vault: Vault) -> None:
+    record = msgspec.structs.replace(kv_for(vault, add(vault, "a")[0], "k"), cube_id="", cube_version=0, owner="")
+    vault.put_kv(record)
+    assert vault.get_kv("k") == record and vault.check() == []
+    vault.delete_owner("maya", actor="maya")
+    assert vault.iter_kv() == [record]
+    assert vault.drop_kv("k") == record and list((vault.path / "kv").iterdir()) == []
 
 
 def test_files_of_deleted_cubes_go_at_the_next_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,356 +257,3 @@ def test_files_of_deleted_cubes_go_at_the_next_start(path: Path, monkeypatch: py
     monkeypatch.undo()
     with Vault.open(path) as vault:
         assert not file.exists() and vault.check() == []
-
-
-# the folder
-
-
-def test_a_new_folder_is_marked(path: Path) -> None:
-    Vault.open(path).close()
-    assert json.loads((path / "memos.json").read_text()) == {"format": "memos-vault", "schema": 1}
-    assert {entry.name for entry in path.iterdir()} == {"memos.json", "vault", "kv"}
-    assert path.stat().st_mode & 0o077 == (path / "vault" / "data.mdb").stat().st_mode & 0o077 == 0
-
-
-def test_a_start_that_was_cut_short_is_resumed(path: Path) -> None:
-    path.mkdir()
-    (path / "memos.json.new").touch()
-    (path / "vault").mkdir()
-    (path / "lost+found").mkdir()
-    with Vault.open(path) as vault:
-        assert vault.check() == []
-
-
-@pytest.mark.parametrize(
-    ("marker", "named"),
-    [
-        (None, "notes.txt"),
-        ("", "not JSON"),
-        ("[]", "does not mark"),
-        ('{"format": "other", "schema": 1}', "does not mark"),
-        ('{"format": "memos-vault"}', "does not mark"),
-        ('{"format": "memos-vault", "schema": 99}', "upgrade"),
-        ('{"format": "memos-vault", "schema": 1}', "missing or empty"),
-    ],
-)
-def test_other_folders_are_refused_and_left_alone(path: Path, marker: str | None, named: str) -> None:
-    path.mkdir()
-    (path / "notes.txt").write_text("mine")
-    if marker is not None:
-        (path / "memos.json").write_text(marker)
-    before = {entry.name for entry in path.iterdir()}
-    with pytest.raises(NotAVault, match=named):
-        Vault.open(path)
-    assert {entry.name for entry in path.iterdir()} == before
-
-
-def test_a_file_or_nothing_is_refused(path: Path) -> None:
-    with pytest.raises(NotAVault, match="no folder"):
-        Vault.open(path, readonly=True)
-    path.mkdir()
-    with pytest.raises(NotAVault, match="no vault"):
-        Vault.open(path, readonly=True)
-    (path / "file").touch()
-    with pytest.raises(NotAVault, match="no folder"):
-        Vault.open(path / "file")
-    with pytest.raises(NotAVault, match="no folder"):
-        Vault.open(path / "file" / "below")
-
-
-@pytest.mark.parametrize("damage", ["garbage", "empty", "cut", "zeros"])
-def test_a_damaged_data_file_is_refused(path: Path, damage: str) -> None:
-    with Vault.open(path) as vault:
-        add(vault, *(f"memory {n} {'x' * 500}" for n in range(200)))
-    data = path / "vault" / "data.mdb"
-    size = data.stat().st_size
-    if damage == "garbage":
-        data.write_bytes(os.urandom(size))
-    elif damage == "zeros":
-        with data.open("r+b") as file:
-            file.seek(4 * 4096)
-            file.write(bytes(size - 4 * 4096))
-    else:
-        os.truncate(data, 0 if damage == "empty" else size // 2)
-    with pytest.raises(NotAVault, match=r"data\.mdb|damaged"):
-        Vault.open(path)
-
-
-def test_one_process_may_open_a_vault_twice(path: Path) -> None:
-    with Vault.open(path) as first, Vault.open(path, readonly=True) as second:
-        cube = add(first, "a")[0]
-        assert second.get(cube.id) == cube
-        with pytest.raises(VaultUnavailable, match="reading only"):
-            add(second, "b")
-        first.close()
-        first.close()
-        assert second.get(cube.id) == cube
-    with pytest.raises(VaultUnavailable, match="closed"):
-        second.get(cube.id)
-    with Vault.open(path, readonly=True), pytest.raises(VaultUnavailable, match="reading only"):
-        Vault.open(path)
-
-
-def test_a_fork_may_not_use_the_vault(path: Path) -> None:
-    script = """
-import os, sys
-from pathlib import Path
-from memos_vllm.errors import VaultUnavailable
-from memos_vllm.vault import Vault
-vault = Vault.open(Path(sys.argv[1]))
-if os.fork() == 0:
-    for call in (lambda: vault.list("maya"), lambda: Vault.open(Path(sys.argv[1]))):
-        try:
-            call()
-        except VaultUnavailable as error:
-            print(error, flush=True)
-    vault.close()
-    os._exit(0)
-os.wait()
-print(vault.list("maya"))
-"""
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=60)
-    lines = done.stdout.splitlines()
-    assert [("fork" in line) for line in lines] == [True, True, False] and lines[2] == "[]", done
-
-
-# growth and limits
-
-
-def test_the_map_grows(path: Path) -> None:
-    with Vault.open(path, map_bytes=TINY_MAP) as vault:
-        cubes = add(vault, *("x" * 3000 for _ in range(500)))
-        assert vault.stats()["map_bytes"] > 500 * 3000
-        assert vault.list("maya") == cubes and vault.check() == []
-
-
-def test_the_map_grows_under_readers_and_writers(path: Path) -> None:
-    errors: list[BaseException] = []
-
-    def guarded(work: Any) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    with Vault.open(path, map_bytes=TINY_MAP) as vault:
-        done = threading.Event()
-
-        def read() -> None:
-            while not done.is_set():
-                assert all(len(cube.text) == 5000 for cube in vault.list("maya", limit=20))
-
-        def write() -> None:
-            for _ in range(60):
-                add(vault, "x" * 5000)
-
-        readers = [threading.Thread(target=guarded, args=(read,)) for _ in range(3)]
-        writers = [threading.Thread(target=guarded, args=(write,)) for _ in range(3)]
-        for thread in readers + writers:
-            thread.start()
-        for thread in writers:
-            thread.join()
-        done.set()
-        for thread in readers:
-            thread.join()
-        assert errors == []
-        assert len(vault.list("maya")) == 180 and vault.check() == []
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from memos_vllm.cube import MemCube
-from memos_vllm.vault import Vault
-owner = sys.argv[2]
-with Vault.open(Path(sys.argv[1]), map_bytes=65536) as vault:
-    for n in range(40):
-        cube = vault.add([MemCube.plaintext(f"{n} " + "x" * 3000, owner=owner, access=["all"])], actor=owner)[0]
-        vault.update(cube.id, f"{n}", actor=owner, operation="append")
-        if n % 4 == 3:
-            vault.delete(cube.id, actor=owner)
-"""
-
-
-def test_several_processes_write_at_once(path: Path) -> None:
-    """Each opens a vault that is not there yet, and grows its map under the others."""
-    names = [f"user{n}" for n in range(4)]
-    running = [
-        subprocess.Popen([sys.executable, "-W", "error", "-c", WRITER, str(path), name], stderr=subprocess.PIPE)
-        for name in names
-    ]
-    failures = [process.communicate(timeout=120)[1] for process in running]
-    assert failures == [b""] * 4
-    with Vault.open(path, map_bytes=TINY_MAP) as vault:
-        assert vault.check() == []
-        assert [len(vault.list(name)) for name in names] == [30] * 4
-        assert len(vault.readable("all")) == 120 and vault.revision("all") == 4 * 90
-
-
-def test_a_full_vault_loses_nothing_and_can_be_emptied(path: Path) -> None:
-    with Vault.open(path, map_bytes=TINY_MAP, max_bytes=1 << 20) as vault:
-        held: list[MemCube] = []
-        with pytest.raises(VaultFull, match="1048576"):
-            while True:
-                held += add(vault, "x" * 4000)
-        assert len(held) > 50
-        with pytest.raises(VaultFull):
-            add(vault, *("y" * 4000 for _ in range(20)))
-        assert vault.list("maya") == held and vault.check() == []
-        for cube in held[:40]:
-            vault.delete(cube.id, actor="maya")
-        assert vault.stats()["map_bytes"] <= (1 << 20) + (1 << 18)
-        held = held[40:] + add(vault, *("z" * 4000 for _ in range(10)))
-        assert vault.list("maya") == held and vault.check() == []
-        assert vault.delete_owner("maya", actor="maya")[0] == len(held)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no mount command")
-    if mounted.returncode:
-        pytest.skip("may not mount a file system here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_loses_nothing_and_can_be_emptied(small_disk: Path) -> None:
-    with Vault.open(small_disk / "memory") as vault:
-        held: list[MemCube] = []
-        with pytest.raises(VaultFull, match="disk"):
-            while True:
-                held += add(vault, "x" * 4000)
-        assert len(held) > 50 and vault.list("maya") == held and vault.check() == []
-        with pytest.raises(VaultFull):
-            add(vault, *("y" * 4000 for _ in range(50)))
-        for cube in held[:20]:
-            vault.delete(cube.id, actor="maya")
-        held = held[20:] + add(vault, "z" * 4000)
-    with Vault.open(small_disk / "memory") as vault:
-        assert vault.list("maya") == held and vault.check() == []
-
-
-# against a model
-
-OWNERS = ("maya", "bo", "cy")
-TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip)
-
-
-class VaultMachine(RuleBasedStateMachine):
-    """Whatever the sequence of calls and restarts, the vault tells what a dict of texts would."""
-
-    cubes = Bundle("cubes")
-
-    @initialize()
-    def open(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "memory"
-        self.vault = Vault.open(self.path, map_bytes=TINY_MAP)
-        self.texts: dict[str, list[str]] = {}
-        self.owner: dict[str, str] = {}
-        self.granted: dict[str, set[str]] = {}
-        self.kv: dict[str, str] = {}
-        self.revisions = dict.fromkeys(OWNERS, 0)
-
-    @rule(target=cubes, owner=st.sampled_from(OWNERS), access=st.sets(st.sampled_from(OWNERS)), text=TEXTS)
-    def add(self, owner: str, access: set[str], text: str) -> str:
-        cube = MemCube.plaintext(text, owner=owner, access=sorted(access))
-        self.vault.add([cube], actor=owner)
-        self.texts[cube.id], self.owner[cube.id], self.granted[cube.id] = [text], owner, access - {owner}
-        self._touch(cube.id)
-        return cube.id
-
-    @rule(cube_id=cubes, text=TEXTS)
-    def update(self, cube_id: str, text: str) -> None:
-        if cube_id not in self.texts:
-            with pytest.raises(NotFound):
-                self.vault.update(cube_id, text, actor="x")
-            return
-        self.vault.update(cube_id, text, actor="x")
-        self.texts[cube_id].append(text)
-        self._touch(cube_id)
-
-    @rule(cube_id=cubes, key=st.sampled_from(["k1", "k2"]))
-    def put_kv(self, cube_id: str, key: str) -> None:
-        if cube_id in self.texts:
-            self.vault.put_kv(kv_for(self.vault, self.vault.get(cube_id), key))
-            self.kv[key] = cube_id
-
-    @rule(cube_id=consumes(cubes))
-    def delete(self, cube_id: str) -> None:
-        if cube_id in self.texts:
-            self._forget([cube_id])
-            keys = self.vault.delete(cube_id, actor="x")
-            assert set(keys) == {key for key, owner in self.kv.items() if owner == cube_id}
-            self.kv = {key: owner for key, owner in self.kv.items() if owner != cube_id}
-            assert [event.new_text for event in self.vault.history(cube_id)] == [None] * len(self.vault.history(cube_id))
-
-    @rule(owner=st.sampled_from(OWNERS))
-    def delete_owner(self, owner: str) -> None:
-        gone = [cube_id for cube_id in self.texts if self.owner[cube_id] == owner]
-        self._forget(gone)
-        assert self.vault.delete_owner(owner, actor="x")[0] == len(gone)
-        self.kv = {key: cube_id for key, cube_id in self.kv.items() if cube_id not in gone}
-
-    @rule()
-    def restart(self) -> None:
-        self.vault.close()
-        self.vault = Vault.open(self.path, map_bytes=TINY_MAP)
-
-    def _forget(self, cube_ids: list[str]) -> None:
-        for cube_id in cube_ids:
-            del self.texts[cube_id]
-            self._touch(cube_id)
-
-    def _touch(self, cube_id: str) -> None:
-        """A change of this cube must raise the revision of all its readers."""
-        for principal in {self.owner[cube_id], *self.granted[cube_id]}:
-            self.revisions[principal] = -abs(self.revisions[principal]) or -1
-
-    @invariant()
-    def lists_agree(self) -> None:
-        for name in OWNERS:
-            owned = {cube_id: held[-1] for cube_id, held in self.texts.items() if self.owner[cube_id] == name}
-            granted = {cube_id: held[-1] for cube_id, held in self.texts.items() if name in self.granted[cube_id]}
-            assert {cube.id: cube.text for cube in self.vault.list(name)} == owned
-            assert {cube.id: cube.text for cube in self.vault.readable(name)} == owned | granted
-
-    @invariant()
-    def histories_agree(self) -> None:
-        for cube_id, held in self.texts.items():
-            events: list[Event] = self.vault.history(cube_id)
-            assert [event.new_text for event in events] == held
-            assert [event.old_text for event in events] == [None, *held[:-1]]
-
-    @invariant()
-    def manifest_and_files_agree(self) -> None:
-        assert {record.key: record.cube_id for record in self.vault.iter_kv()} == self.kv
-        assert {file.stem for file in (self.path / "kv").iterdir()} == set(self.kv)
-
-    @invariant()
-    def revisions_grow(self) -> None:
-        for name in OWNERS:
-            revision = self.vault.revision(name)
-            seen = self.revisions[name]
-            assert revision > -seen - (seen == -1) if seen < 0 else revision == seen
-            self.revisions[name] = revision
-
-    @invariant()
-    def the_vault_is_sound(self) -> None:
-        assert self.vault.check() == []
-
-    def teardown(self) -> None:
-        if hasattr(self, "vault"):
-            self.vault.close()
-            self.folder.cleanup()
-
-
-VaultMachine.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-)
-test_the_vault_agrees_with_a_model = VaultMachine.TestCase

@@ -1,0 +1,134 @@
+"""A vault that grows under several threads and processes, and one that is full."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import pytest
+
+from memos_vllm.cube import MemCube
+from memos_vllm.errors import NotFound, VaultFull
+from memos_vllm.vault import Vault
+from tests.unit.vault_cases import TINY_MAP, add
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "memory"
+
+
+def test_the_map_grows(path: Path) -> None:
+    with Vault.open(path, map_bytes=TINY_MAP) as vault:
+        cubes = add(vault, *("x" * 3000 for _ in range(500)))
+        assert vault.stats()["map_bytes"] > 500 * 3000
+        assert vault.list("maya") == cubes and vault.check() == []
+
+
+def test_the_map_grows_under_readers_and_writers(path: Path) -> None:
+    done = threading.Event()
+    with Vault.open(path, map_bytes=TINY_MAP) as vault, ThreadPoolExecutor(4) as pool:
+
+        def read() -> None:
+            while not done.is_set():
+                assert all(len(cube.text) == 5000 for cube in vault.list("maya", limit=20))
+
+        def write() -> None:
+            for _ in range(40):
+                add(vault, "x" * 5000)
+                with pytest.raises(NotFound):
+                    vault.delete("0" * 32, actor="maya")
+
+        readers = [pool.submit(read) for _ in range(2)]
+        writers = [pool.submit(write) for _ in range(2)]
+        wait(writers)
+        done.set()
+        for work in writers + readers:
+            work.result()
+        assert len(vault.list("maya")) == 80 and vault.check() == []
+
+
+def filled(vault: Vault) -> tuple[list[MemCube], str]:
+    """The memories which the vault took until it was full, and what it said then."""
+    held: list[MemCube] = []
+    while True:
+        try:
+            held += add(vault, "x" * 4000)
+        except VaultFull as error:
+            return held, str(error)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from memos_vllm.cube import MemCube
+from memos_vllm.vault import Vault
+owner = sys.argv[2]
+with Vault.open(Path(sys.argv[1]), map_bytes=65536) as vault:
+    for n in range(40):
+        cube = vault.add([MemCube.plaintext(f"{n} " + "x" * 3000, owner=owner, access=["all"])], actor=owner)[0]
+        vault.update(cube.id, f"{n}", actor=owner, operation="append")
+        if n % 4 == 3:
+            vault.delete(cube.id, actor=owner)
+"""
+
+
+def test_several_processes_write_at_once(path: Path) -> None:
+    """Each opens a vault that is not there yet, and grows its map under the others."""
+    names = [f"user{n}" for n in range(4)]
+    running = [
+        subprocess.Popen([sys.executable, "-W", "error", "-c", WRITER, str(path), name], stderr=subprocess.PIPE)
+        for name in names
+    ]
+    failures = [process.communicate(timeout=120)[1] for process in running]
+    assert failures == [b""] * 4
+    with Vault.open(path, map_bytes=TINY_MAP) as vault:
+        assert vault.check() == []
+        assert [len(vault.list(name)) for name in names] == [30] * 4
+        assert len(vault.readable("all")) == 120 and vault.revision("all") == 4 * 90
+
+
+def test_a_full_vault_loses_nothing_and_can_be_emptied(path: Path) -> None:
+    with Vault.open(path, map_bytes=TINY_MAP, max_bytes=1 << 20) as vault:
+        held, message = filled(vault)
+        assert "1048576" in message
+        assert len(held) > 50
+        with pytest.raises(VaultFull):
+            add(vault, *("y" * 4000 for _ in range(20)))
+        assert vault.list("maya") == held and vault.check() == []
+        for cube in held[:40]:
+            vault.delete(cube.id, actor="maya")
+        assert vault.stats()["map_bytes"] <= (1 << 20) + (1 << 18)
+        held = held[40:] + add(vault, *("z" * 4000 for _ in range(10)))
+        assert vault.list("maya") == held and vault.check() == []
+        assert vault.delete_owner("maya", actor="maya")[0] == len(held)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no mount command")
+    if mounted.returncode:
+        pytest.skip("may not mount a file system here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_nothing_and_can_be_emptied(small_disk: Path) -> None:
+    with Vault.open(small_disk / "memory") as vault:
+        held, message = filled(vault)
+        assert "disk" in message
+        assert len(held) > 50 and vault.list("maya") == held and vault.check() == []
+        with pytest.raises(VaultFull):
+            add(vault, *("y" * 4000 for _ in range(50)))
+        for cube in held[:20]:
+            vault.delete(cube.id, actor="maya")
+        held = held[20:] + add(vault, "z" * 4000)
+    with Vault.open(small_disk / "memory") as vault:
+        assert vault.list("maya") == held and vault.check() == []
