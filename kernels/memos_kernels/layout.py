@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+
 class Layout(Protocol):
     """Reads and writes token rows of one layer's paged cache.
 
@@ -18,7 +19,9 @@ class Layout(Protocol):
     Rows are `[tokens, kv_heads, head_dim]` in the cache's dtype.
     """
 
-    def read(self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(
+        self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V rows, contiguous copies."""
 
     def write(
@@ -33,7 +36,9 @@ class StridedLayout:
 
     head_dim: int
 
-    def read(self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(
+        self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = cache[blocks, :, offsets]
         return rows[..., : self.head_dim].contiguous(), rows[..., self.head_dim :].contiguous()
 
@@ -46,7 +51,8 @@ class StridedLayout:
 @dataclass(frozen=True)
 class CpuVecLayout:
     """The CPU backend's `vec` layout (x86, no AMX): in each block and head, first all keys, then all values;
-    the keys lie transposed, `[head_dim, block_size]`."""
+    the keys lie transposed, `[head_dim, block_size]`.
+    """
 
     head_dim: int
 
@@ -54,9 +60,15 @@ class CpuVecLayout:
         """Views: keys `[blocks, heads, head_dim, block_size]` and values `[blocks, heads, block_size, head_dim]`."""
         blocks, heads, size, _ = cache.shape
         halves = cache.view(blocks, heads, 2, size * self.head_dim)
-        return halves[:, :, 0].unflatten(2, (self.head_dim, size)), halves[:, :, 1].unflatten(2, (size, self.head_dim))
+        keys, values = halves[:, :, 0], halves[:, :, 1]
+        return (
+            keys.view(blocks, heads, self.head_dim, size),
+            values.view(blocks, heads, size, self.head_dim),
+        )
 
-    def read(self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(
+        self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._halves(cache)
         return keys[blocks, :, :, offsets].contiguous(), values[blocks, :, offsets].contiguous()
 

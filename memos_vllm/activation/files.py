@@ -1,7 +1,7 @@
 """KV files: one safetensors file for each KV cube and tensor-parallel rank, atomic, checksummed, self-describing.
 
-    tensors   k, v   [layers, tokens, kv_heads of the rank, head_dim]
-    metadata  format, key, identity (digest), tokens (sha256 of the ids), origin, rank, world, checksum (xxh3_128)
+tensors   k, v   [layers, tokens, kv_heads of the rank, head_dim]
+metadata  format, key, identity (digest), tokens (sha256 of the ids), origin, rank, world, checksum (xxh3_128)
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def write_kv(path: Path, label: KVLabel, cube: KVCube) -> None:
     try:
         save_file({"k": cube.k.contiguous(), "v": cube.v.contiguous()}, temporary, metadata)
         _fsync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _fsync(path.parent)
     except SafetensorError as error:
         raise OSError(str(error)) from error

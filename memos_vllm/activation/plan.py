@@ -67,7 +67,9 @@ class SplicePlan(msgspec.Struct, frozen=True):
 
     def digest(self) -> str:
         """Hex digest of everything that shapes the K/V: equal plans may share blocks, others must not."""
-        return hashlib.sha256(msgspec.msgpack.encode((self.segments, self.windows, self.cover, self.prompt))).hexdigest()
+        return hashlib.sha256(
+            msgspec.msgpack.encode((self.segments, self.windows, self.cover, self.prompt))
+        ).hexdigest()
 
 
 def prompt_hash(token_ids: Sequence[int]) -> str:
@@ -87,7 +89,8 @@ def merge(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def validate(plan: SplicePlan) -> None:
     """Raise PlanRefused unless the plan keeps its invariants."""
-    for parts in (plan.segments, plan.windows, plan.captures):
+    groups: tuple[Sequence[Segment | Window], ...] = (plan.segments, plan.windows, plan.captures)
+    for parts in groups:
         ends = [0]
         for part in parts:
             if part.start < ends[-1] or part.length <= 0:
@@ -95,7 +98,7 @@ def validate(plan: SplicePlan) -> None:
             ends.append(part.end)
         if parts is not plan.captures and ends[-1] > plan.cover:
             raise PlanRefused("a part of the splice plan lies beyond its cover")
-    covered = merge([(part.start, part.end) for part in (*plan.segments, *plan.windows)])
+    covered = merge([(part.start, part.end) for group in groups[:2] for part in group])
     if covered != ([(0, plan.cover)] if plan.cover else []):
         raise PlanRefused("the splice plan leaves tokens below its cover without K/V")
 

@@ -37,7 +37,7 @@ def model_problem(hf_config: Any) -> str | None:
 
 
 def check_model(hf_config: Any) -> None:
-    """Raise StartError, naming the model's feature, when its K/V cannot be spliced. `hf_config`: transformers' config."""
+    """Raise StartError, naming the feature, when the K/V of a model with this transformers config cannot be spliced."""
     if problem := model_problem(hf_config):
         raise StartError(f"this model's K/V cannot be spliced: {problem}; {REMEDY}")
 

@@ -10,7 +10,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadat
 @dataclass
 class Load:
     """Splice tokens `[start, end)` of a request from the KV cube `key`, which as a whole lies at
-    `[cube_start, cube_start + cube_length)`."""
+    `[cube_start, cube_start + cube_length)`.
+    """
 
     key: str
     tokens: str

@@ -35,7 +35,7 @@ class SplicingMixin(Scheduler):
         if not isinstance(self.connector, MemosConnector):
             raise StartError("SpliceScheduler needs the MemosConnector: start the server with 'memos-vllm serve'")
         self.connector.rows_left = self.rows_left
-        self.full_budget = self.max_num_scheduled_tokens
+        self.full_budget: int = self.max_num_scheduled_tokens
         self.row_sampling = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
 
     @property
@@ -51,12 +51,12 @@ class SplicingMixin(Scheduler):
     def max_num_active_reqs(self) -> int:
         """Rows that requests may take: those of this step's repair windows are already gone."""
         connector = getattr(self, "connector", None)
-        used = connector.scheduler_half.room.rows_used if isinstance(connector, MemosConnector) else 0
+        used: int = connector.scheduler_half.room.rows_used if isinstance(connector, MemosConnector) else 0
         return self._max_active - used
 
     @max_num_active_reqs.setter
     def max_num_active_reqs(self, limit: int) -> None:
-        self._max_active = limit
+        self._max_active: int = limit
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         reserved = min(self.half.wanted_tokens(self.waiting), self.full_budget // 2)
@@ -91,7 +91,7 @@ class SplicingMixin(Scheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         for batch in outputs.values():
             for output in batch.outputs:
                 if report := self.half.report_for(output):

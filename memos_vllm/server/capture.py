@@ -96,24 +96,29 @@ class CaptureQueue:
                 self.pending.discard(job.cube_key)
 
     async def _capture(self, job: CaptureJob) -> None:
-        paths = self._paths(job.cube_key)
         began = time.monotonic()
-        if not all(path.exists() for path in paths):
+        if not self._written(job.cube_key):
             await self._prefill(job)
-            await self._written(paths)
-        record = await asyncio.to_thread(self._record, job, paths, time.monotonic() - began)
+            await self._files(job.cube_key)
+        seconds = time.monotonic() - began
+        if self.vault.get_kv(job.scaffold_key) is None and self._written(job.scaffold_key):
+            scaffold = CaptureJob("", "", 0, job.scaffold_key, "", (), job.scaffold_ids)
+            await asyncio.to_thread(self._enter, scaffold, seconds)
+        await asyncio.to_thread(self._enter, job, seconds)
+
+    def _enter(self, job: CaptureJob, seconds: float) -> None:
+        """Enter a captured cube in the manifest; one that was forgotten or changed meanwhile loses its files."""
         try:
-            await asyncio.to_thread(self.vault.put_kv, record)
-        except NotFound:  # forgotten while it was being captured
-            for path in paths:
+            self.vault.put_kv(self._record(job, seconds))
+        except NotFound:
+            for path in self._paths(job.cube_key):
                 path.unlink(missing_ok=True)
 
     def _paths(self, key: str) -> list[Path]:
         return [kv_path(self.memory_dir, self.identity, key, rank, self.world) for rank in range(self.world)]
 
     async def _prefill(self, job: CaptureJob) -> None:
-        scaffold_missing = not all(path.exists() for path in self._paths(job.scaffold_key))
-        scaffold = Part(job.scaffold_ids, job.scaffold_key if scaffold_missing else None)
+        scaffold = Part(job.scaffold_ids, None if self._written(job.scaffold_key) else job.scaffold_key)
         params = sign(capture_plan(scaffold, Part(job.cube_ids, job.cube_key)), self.secret)
         sampling = SamplingParams(
             max_tokens=1,
@@ -127,16 +132,20 @@ class CaptureQueue:
         async for _ in self.generate(prompt, sampling, f"memos-capture-{job.cube_key}-{time.monotonic_ns():x}"):
             pass
 
-    async def _written(self, paths: Sequence[Path]) -> None:
+    def _written(self, key: str) -> bool:
+        return all(path.exists() for path in self._paths(key))
+
+    async def _files(self, key: str) -> None:
         """Wait for the workers' files. Raises KVUnusable when they do not come."""
         deadline, pause = time.monotonic() + FILE_TIMEOUT, 0.002
-        while not all(path.exists() for path in paths):
+        while not self._written(key):
             if time.monotonic() > deadline:
                 raise KVUnusable(f"its KV file was not written within {FILE_TIMEOUT:.0f} s (is the disk full?)")
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.1)
 
-    def _record(self, job: CaptureJob, paths: Sequence[Path], seconds: float) -> KVRecord:
+    def _record(self, job: CaptureJob, seconds: float) -> KVRecord:
+        paths = self._paths(job.cube_key)
         header = read_header(paths[0])
         return KVRecord(
             key=job.cube_key,

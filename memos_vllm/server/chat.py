@@ -49,17 +49,18 @@ class ChatHooks:
     """Puts memories into the prompts of one API server. `install` once, after vLLM has made its own state."""
 
     def __init__(
-        self, service: MemoryService, renderer: ChatRenderer, online_renderer: Any, engine_client: Any
+        self, service: MemoryService, renderer: ChatRenderer, online_renderer: Any, models: Any, engine_client: Any
     ) -> None:
         self._service = service
         self._chat_renderer = renderer
-        self._renderer = online_renderer
+        self._online_renderer = online_renderer
+        self._models = models
+        self._engine_client = engine_client
         self._plain_preprocess = online_renderer.preprocess_chat
         self._plain_generate = engine_client.generate
-        self._engine_client = engine_client
 
     def install(self) -> None:
-        self._renderer.preprocess_chat = self.preprocess_chat
+        self._online_renderer.preprocess_chat = self.preprocess_chat
         self._engine_client.generate = self.generate
 
     async def preprocess_chat(self, request: Any, messages: list[Any], **rendering: Any) -> tuple[list[Any], list[Any]]:
@@ -95,8 +96,8 @@ class ChatHooks:
             split = await self._chat_renderer.split(request, messages, rendering)
         except Unrenderable as error:
             return self._as_messages(cubes, messages, error.cause)
-        limit = prompt_limit(request.build_tok_params(self._renderer.model_config))
-        prompt = await to_thread.run_sync(self._as_tokens, user, cubes, split, limit)
+        limit = prompt_limit(request.build_tok_params(self._online_renderer.model_config))
+        prompt = await to_thread.run_sync(self._as_tokens, user, cubes, split, limit, self._unspliceable(request))
         if len(prompt.cubes) < len(cubes):
             fall_back(memory, "context-full")
         return prompt if prompt.cubes else None
@@ -107,14 +108,22 @@ class ChatHooks:
         placed = self._service.prompts.place(messages, block)
         return MemoryPrompt(tuple(cubes), SplicePrompt(fallback=cause), messages=placed)
 
-    def _as_tokens(self, user: str, cubes: list[MemCube], split: Split, limit: int) -> MemoryPrompt:
+    def _unspliceable(self, request: Any) -> str | None:
+        """Why a request's prompt must be computed in full; None when it need not."""
+        if request.model and not self._models.is_base_model(request.model):
+            return "adapter"
+        return "prompt-logprobs" if getattr(request, "prompt_logprobs", None) is not None else None
+
+    def _as_tokens(
+        self, user: str, cubes: list[MemCube], split: Split, limit: int, unspliceable: str | None
+    ) -> MemoryPrompt:
         """The prompt as tokens; where the context is too short for all memories, the oldest are left out."""
         prompts = self._service.prompts
         scaffold, rest = prompts.scaffold_ids(split.scaffold), prompts.rest_ids(split.rest)
         memories = [prompts.memory_ids(cube.text) for cube in cubes]
         while cubes and len(scaffold) + sum(map(len, memories)) + len(rest) > limit:
             cubes, memories = cubes[1:], memories[1:]
-        splice = self._service.splice(user, cubes, scaffold, memories, rest) if cubes else SplicePrompt()
+        splice = self._service.splice(user, cubes, scaffold, memories, rest, unspliceable)
         token_ids = [*scaffold, *(token for ids in memories for token in ids), *rest]
         return MemoryPrompt(tuple(cubes), splice, token_ids=token_ids)
 

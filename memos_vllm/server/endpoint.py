@@ -55,7 +55,8 @@ class MemosEndpoint:
         prompts = PromptBuilder(state.online_renderer.renderer.get_tokenizer())
         renderer = ChatRenderer(state.online_renderer, prompts)
         state.memos = await open_service(config, engine_client, state, prompts, renderer)
-        ChatHooks(state.memos, renderer, state.online_renderer, engine_client).install()
+        models = state.openai_serving_models
+        ChatHooks(state.memos, renderer, state.online_renderer, models, engine_client).install()
         logger.info("memory is on: %s", config.memory_dir)
 
 

@@ -45,9 +45,11 @@ class MemoryMiddleware:
         if service is None or path_of(scope) in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         try:
-            body, receive = await _buffered(scope, receive)
-            memory = await open_memory(service.ring, scope, body)
+            service.ring.user_of(api_key(headers))  # strangers are refused before their body is read
+            body, receive = await _buffered(scope, headers, receive)
+            memory = await open_memory(service.ring, scope, headers, body)
         except MemosError as error:
             await _refuse(error, scope, receive, send)
             return
@@ -92,10 +94,9 @@ def path_of(scope: Scope) -> str:
     return str(scope["path"].removeprefix(scope.get("root_path", "")))
 
 
-async def open_memory(ring: KeyRing, scope: Scope, body: bytes) -> RequestMemory:
+async def open_memory(ring: KeyRing, scope: Scope, headers: Headers, body: bytes) -> RequestMemory:
     """The memory side of a request. Raises Unauthorized, Forbidden and BadInput."""
-    headers, path = Headers(scope=scope), path_of(scope)
-    fields = await _fields(headers, body)
+    path, fields = path_of(scope), await _fields(body)
     caller = resolve(
         ring,
         bearer=api_key(headers),
@@ -127,12 +128,10 @@ def _header_user(headers: Headers) -> str | None:
 
 
 def _claimed_user(path: str, query: QueryParams, fields: Mapping[str, Any]) -> str | None:
-    """The user that query or body name: `user_id`, then mem0's filter, `user`, and what Anthropic clients send."""
-    metadata = fields.get("metadata")
-    anthropic = metadata.get("user_id") if path == "/v1/messages" and isinstance(metadata, dict) else None
+    """The user that query or body name: `user_id`, then mem0's filter, then `user`."""
     filters = fields.get("filters")
     filtered = filters.get("user_id") if path in SEARCH_PATHS and isinstance(filters, dict) else None
-    claims = (fields.get("user_id"), query.get("user_id"), filtered, fields.get("user"), anthropic)
+    claims = (fields.get("user_id"), query.get("user_id"), filtered, fields.get("user"))
     claim = next((claim for claim in claims if claim not in (None, "")), None)
     if claim is not None and not isinstance(claim, str):
         raise BadInput("user_id must be a string.")
@@ -148,10 +147,8 @@ def _refuse_transfer_params(fields: Mapping[str, Any]) -> None:
             raise BadInput("kv_transfer_params is reserved for the server; leave it out.")
 
 
-async def _fields(headers: Headers, body: bytes) -> Mapping[str, Any]:
+async def _fields(body: bytes) -> Mapping[str, Any]:
     """The JSON object in a body; empty for anything else, which vLLM then answers itself."""
-    if not body or headers.get("content-type", "").startswith("multipart/"):
-        return {}
     try:
         fields = await to_thread.run_sync(json.loads, body) if len(body) > LARGE_BODY else json.loads(body)
     except (ValueError, RecursionError):
@@ -159,9 +156,12 @@ async def _fields(headers: Headers, body: bytes) -> Mapping[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-async def _buffered(scope: Scope, receive: Receive) -> tuple[bytes, Receive]:
-    """The request's whole body, and a `receive` that yields it again and then what comes after it."""
-    if scope["type"] != "http":
+async def _buffered(scope: Scope, headers: Headers, receive: Receive) -> tuple[bytes, Receive]:
+    """The request's whole body, and a `receive` that yields it again and then what comes after it.
+
+    Uploads of files carry no JSON and are left alone.
+    """
+    if scope["type"] != "http" or headers.get("content-type", "").startswith("multipart/"):
         return b"", receive
     parts, more = [], True
     while more:

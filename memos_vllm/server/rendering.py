@@ -7,7 +7,7 @@ from typing import Any
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMClientError
 from vllm.renderers import ChatParams, merge_kwargs
-from vllm.renderers.chat_utils import has_non_text_content
+from vllm.renderers.chat_utils import ChatTemplateResolutionError, has_non_text_content
 
 from memos_vllm.server.prompt import Message, PromptBuilder, Split, Unrenderable
 
@@ -36,7 +36,7 @@ class ChatRenderer:
         async def render(candidate: list[Message]) -> str:
             try:
                 _, prompt = await self._online.renderer.render_messages_async(candidate, params)
-            except VLLMClientError as error:
+            except (VLLMClientError, ChatTemplateResolutionError) as error:
                 raise Unrenderable("template") from error
             if "prompt" not in prompt:
                 raise Unrenderable("tokenizer")

@@ -103,7 +103,7 @@ def add_memories(body: AddRequest, service: Service, user: User) -> Memories:
     ]
     stored = service.vault.add(cubes, actor=user)
     service.written(user, stored)
-    return Memories(results=[Memory.of(cube, event="ADD") for cube in stored])
+    return Memories(results=[Memory.of(cube, user, event="ADD") for cube in stored])
 
 
 @router.get("/memories", response_model=Memories, response_model_exclude_none=True)
@@ -115,7 +115,7 @@ def list_memories(
     after: Annotated[str, Query(description="Id of the last memory of the page before.")] = "",
 ) -> Memories:
     """The user's own memories, oldest first."""
-    return Memories(results=[Memory.of(cube) for cube in service.vault.list(user, limit=limit, after=after)])
+    return Memories(results=[Memory.of(cube, user) for cube in service.vault.list(user, limit=limit, after=after)])
 
 
 @router.delete("/memories", response_model=Deleted)
@@ -130,13 +130,13 @@ def delete_memories(service: Service, user: User, user_id: UserId = None) -> Del
 def search_memories(body: SearchRequest, service: Service, user: User) -> Memories:
     """The memories that fit the query best, among all that the user may read."""
     hits = service.operator.search(user, body.query, top_k=body.count(), filters=body.metadata_filters() or None)
-    return Memories(results=[Memory.found(hit) for hit in hits])
+    return Memories(results=[Memory.found(hit, user) for hit in hits])
 
 
 @router.get("/memories/{memory_id}", response_model=Memory, response_model_exclude_none=True, responses=_MISSING)
 def get_memory(memory_id: str, service: Service, user: User, user_id: UserId = None) -> Memory:
     """One memory."""
-    return Memory.of(readable(service, user, memory_id))
+    return Memory.of(readable(service, user, memory_id), user)
 
 
 @router.put("/memories/{memory_id}", response_model=Memory, response_model_exclude_none=True, responses=_MISSING)
@@ -148,7 +148,7 @@ def update_memory(memory_id: str, body: UpdateRequest, service: Service, user: U
     writable(service, user, memory_id)
     cube = service.vault.update(memory_id, text, actor=user, operation=body.operation, metadata=body.metadata)
     service.written(user, [cube])
-    return Memory.of(cube, event="UPDATE")
+    return Memory.of(cube, user, event="UPDATE")
 
 
 @router.delete("/memories/{memory_id}", response_model=Deleted, responses=_MISSING)

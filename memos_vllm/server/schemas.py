@@ -109,7 +109,8 @@ class Memory(BaseModel):
     event: Literal["ADD", "UPDATE"] | None = None
 
     @classmethod
-    def of(cls, cube: MemCube, *, event: Literal["ADD", "UPDATE"] | None = None) -> Memory:
+    def of(cls, cube: MemCube, viewer: str, *, event: Literal["ADD", "UPDATE"] | None = None) -> Memory:
+        """The memory as `viewer` sees it: who else may read it is the owner's to know."""
         header = cube.header
         return cls(
             id=cube.id,
@@ -117,7 +118,7 @@ class Memory(BaseModel):
             user_id=cube.owner,
             metadata=header.metadata,
             tags=list(header.tags),
-            access=list(cube.readers()[1:]),
+            access=list(cube.readers()[1:]) if viewer == cube.owner else [],
             version=cube.version,
             created_at=header.created,
             updated_at=header.updated,
@@ -125,8 +126,8 @@ class Memory(BaseModel):
         )
 
     @classmethod
-    def found(cls, hit: Hit) -> Memory:
-        return cls.of(hit.cube).model_copy(update={"score": hit.score})
+    def found(cls, hit: Hit, viewer: str) -> Memory:
+        return cls.of(hit.cube, viewer).model_copy(update={"score": hit.score})
 
 
 class Memories(BaseModel):

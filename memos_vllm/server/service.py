@@ -45,10 +45,13 @@ class MemoryService:
         scaffold_ids: Sequence[int],
         memory_ids: Sequence[Sequence[int]],
         rest_ids: Sequence[int],
+        unspliceable: str | None = None,
     ) -> SplicePrompt:
-        """How the engine is to treat a prompt: plain text where splicing is off or in trouble."""
-        if self.splicer is None:
+        """How the engine is to treat a prompt: plain text where splicing is off, `unspliceable` or in trouble."""
+        if self.splicer is None or not cubes:
             return SplicePrompt()
+        if unspliceable:
+            return SplicePrompt(fallback=unspliceable)
         try:
             return self.splicer.prepare(user, cubes, scaffold_ids, memory_ids, rest_ids)
         except (MemosError, OSError) as error:

@@ -27,7 +27,13 @@ class KVSplicer:
     """Plans with the KV cubes that exist and has the others captured for next time. Thread-safe."""
 
     def __init__(
-        self, memory_dir: Path, vault: Vault, identity: KVIdentity, policy: RepairPolicy, secret: bytes, queue: CaptureQueue
+        self,
+        memory_dir: Path,
+        vault: Vault,
+        identity: KVIdentity,
+        policy: RepairPolicy,
+        secret: bytes,
+        queue: CaptureQueue,
     ) -> None:
         self.memory_dir, self.vault, self.identity = memory_dir, vault, identity
         self.policy, self.secret, self.queue = policy, secret, queue
@@ -88,7 +94,8 @@ def make_splicer(engine_client: Any, state: Any, config: MemoryConfig, vault: Va
     """The splicer for this API server's engine; starts its background captures."""
     identity = identity_of(engine_client.vllm_config)
     world = engine_client.vllm_config.parallel_config.tensor_parallel_size
-    memory_dir = Path(config.memory_dir)
+    assert config.memory_dir is not None
+    memory_dir = config.memory_dir
     queue = CaptureQueue(engine_client, memory_dir, vault, identity.digest(), secret, world)
     queue.start()
     return KVSplicer(memory_dir, vault, identity, parse_policy(config.repair), secret, queue)

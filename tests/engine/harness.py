@@ -15,7 +15,7 @@ from memos_kernels.splice import rotate
 from memos_vllm.activation.compose import Part, capture_plan, compose
 from memos_vllm.activation.files import kv_path
 from memos_vllm.activation.identity import identity_of, kv_key
-from memos_vllm.activation.plan import SplicePlan, sign
+from memos_vllm.activation.plan import Segment, SplicePlan, Window, sign
 from memos_vllm.activation.repair import parse_policy
 
 SECRET = bytes(range(32))
@@ -100,7 +100,9 @@ class Engine:
     def fresh_salt(self) -> str:
         return next(self._salts)
 
-    def ask(self, ids: Sequence[int], plan: SplicePlan | None = None, *, salt: str | None = None, tokens: int = 4) -> Answer:
+    def ask(
+        self, ids: Sequence[int], plan: SplicePlan | None = None, *, salt: str | None = None, tokens: int = 4
+    ) -> Answer:
         return self.ask_all([(ids, plan, salt)], tokens=tokens)[0]
 
     def ask_all(
@@ -172,7 +174,8 @@ def prompt_of(scaffold: Part, parts: Sequence[Part], rest: Sequence[int]) -> lis
 
 class Oracle:
     """Splice and repair, slow and obvious, with transformers' cache: pieces of the prompt in order of position, each
-    either appended from an independent prefill behind the scaffold (keys rotated by the delta) or run by the model."""
+    either appended from an independent prefill behind the scaffold (keys rotated by the delta) or run by the model.
+    """
 
     def __init__(self, model_path: Path) -> None:
         from transformers import AutoModelForCausalLM
@@ -186,7 +189,9 @@ class Oracle:
     def prefill(self, ids: Sequence[int], past: Any = None) -> Any:
         return self.model(torch.tensor([list(ids)]), past_key_values=past, use_cache=True)
 
-    def next_logprobs(self, plan: SplicePlan, scaffold: Part, parts: Sequence[Part], rest: Sequence[int]) -> torch.Tensor:
+    def next_logprobs(
+        self, plan: SplicePlan, scaffold: Part, parts: Sequence[Part], rest: Sequence[int]
+    ) -> torch.Tensor:
         """Log-probabilities `[vocab]` of the token after the prompt."""
         from transformers import DynamicCache
 
@@ -203,12 +208,14 @@ class Oracle:
                 keys, values = made.layers[layer].keys[:, :, rows], made.layers[layer].values[:, :, rows]
                 past.update(rotate(keys, cube_start - len(behind), self.inv_freq), values, layer)
         out = self.prefill(prompt[plan.cover :], past)
-        return out.logits[0, -1].log_softmax(-1)
+        logits: torch.Tensor = out.logits[0, -1]
+        return logits.log_softmax(-1)
 
 
 def pieces(plan: SplicePlan) -> Iterator[tuple[int, int, str | None, int]]:
     """`[0, cover)` cut into (start, end, key or None where a window recomputes, start of the key's cube)."""
-    edges = sorted({0, plan.cover, *(edge for part in (*plan.segments, *plan.windows) for edge in (part.start, part.end))})
+    parts: list[Segment | Window] = [*plan.segments, *plan.windows]
+    edges = sorted({0, plan.cover, *(edge for part in parts for edge in (part.start, part.end))})
     for start, end in itertools.pairwise(edges):
         if any(window.start <= start < window.end for window in plan.windows):
             yield start, end, None, 0

@@ -32,10 +32,11 @@ def empty(path: Path, part: Part, engine: Engine) -> None:
     path.write_bytes(b"")
 
 
-def relabel(path: Path, part: Part, engine: Engine, **changes: str) -> None:
+def relabel(path: Path, part: Part, engine: Engine, identity: str | None = None, tokens: str | None = None) -> None:
     """Write the file anew, whole and checksummed, with another label."""
     label = KVLabel(part.key or "", engine.identity.digest(), prompt_hash(part.ids))
-    write_kv(path, replace(label, **changes), read_kv(path, label))
+    other = replace(label, identity=identity or label.identity, tokens=tokens or label.tokens)
+    write_kv(path, other, read_kv(path, label))
 
 
 def of_another_model(path: Path, part: Part, engine: Engine) -> None:
@@ -52,7 +53,14 @@ def of_fewer_tokens(path: Path, part: Part, engine: Engine) -> None:
     write_kv(path, label, type(cube)(cube.k[:, :-1], cube.v[:, :-1], cube.origin))
 
 
-DAMAGES = [truncate, flip_a_byte, empty, of_another_model, of_other_tokens, of_fewer_tokens]
+DAMAGES: list[Callable[[Path, Part, Engine], None]] = [
+    truncate,
+    flip_a_byte,
+    empty,
+    of_another_model,
+    of_other_tokens,
+    of_fewer_tokens,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,9 +18,12 @@ TOLERANCE = 1e-3
 """max |Δ logprob| in float32."""
 MAX_PROMPT = 3000
 
+Shape = tuple[int, int, list[tuple[int, int]], int]
+"""Seed, scaffold length, (gap length, cube length) of each cube, length of the text behind them."""
+
 
 @pytest.fixture(scope="module")
-def oracle(random_llama):
+def oracle(random_llama: Path) -> Oracle:
     return Oracle(random_llama)
 
 
@@ -28,13 +32,15 @@ def tokens(rng: random.Random, count: int) -> list[int]:
 
 
 @st.composite
-def shapes(draw):
+def shapes(draw: st.DrawFn) -> Shape:
     """(seed, scaffold length, [(gap length, cube length)], trailing text length)."""
-    cubes = draw(st.lists(st.tuples(st.sampled_from([0, 0, 1, 5, 32, 61]), st.integers(1, 300)), min_size=1, max_size=8))
+    cubes = draw(
+        st.lists(st.tuples(st.sampled_from([0, 0, 1, 5, 32, 61]), st.integers(1, 300)), min_size=1, max_size=8)
+    )
     return draw(st.integers(0, 2**32)), draw(st.integers(1, 70)), cubes, draw(st.integers(1, 40))
 
 
-def build(engine: Engine, shape) -> tuple[Part, list[Part], list[int]]:
+def build(engine: Engine, shape: Shape) -> tuple[Part, list[Part], list[int]]:
     """Capture the shape's cubes, in another order than they will stand in."""
     seed, scaffold_length, cubes, rest = shape
     rng = random.Random(seed)
@@ -63,7 +69,7 @@ def recut(plan: SplicePlan, seed: int) -> SplicePlan:
 
 @given(shape=shapes())
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_full_repair_equals_plain_vllm(engine: Engine, shape) -> None:
+def test_full_repair_equals_plain_vllm(engine: Engine, shape: Shape) -> None:
     scaffold, parts, rest = build(engine, shape)
     prompt = prompt_of(scaffold, parts, rest)
     if len(prompt) > MAX_PROMPT:
@@ -81,7 +87,7 @@ def test_full_repair_equals_plain_vllm(engine: Engine, shape) -> None:
 @pytest.mark.parametrize("policy", ["none", "head:16"])
 @given(shape=shapes())
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_splice_equals_the_oracle(engine: Engine, oracle: Oracle, policy: str, shape) -> None:
+def test_splice_equals_the_oracle(engine: Engine, oracle: Oracle, policy: str, shape: Shape) -> None:
     scaffold, parts, rest = build(engine, shape)
     prompt = prompt_of(scaffold, parts, rest)
     if len(prompt) > MAX_PROMPT:
@@ -124,7 +130,7 @@ def test_more_windows_than_rows_shorten_the_cover(engine: Engine) -> None:
 def test_requests_side_by_side_answer_as_alone(engine: Engine) -> None:
     """Shared cubes, other orders, mixed policies, plain requests between them, in one batch."""
     scaffold, parts, rest = build(engine, (10, 25, [(0, 100), (3, 70), (0, 33)], 12))
-    mixed = []
+    mixed: list[tuple[list[int], SplicePlan | None, None]] = []
     for number, policy in enumerate(["none", "full", "head:16", "none", "full", "head:4"]):
         order = random.Random(number).sample(parts, len(parts))
         mixed.append((prompt_of(scaffold, order, rest), plan_for(scaffold, order, policy), None))

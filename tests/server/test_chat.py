@@ -5,6 +5,7 @@ What the model makes of a prompt is another test's matter: here the prompt's tok
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import anthropic
@@ -165,9 +166,10 @@ def test_responses_stream_with_headers_in_front(open_server: Server, user: str) 
 def test_anthropic_messages(open_server: Server, user: str) -> None:
     (memory,) = open_server.remember(user, "My favourite tea is oolong.")
     prompt, _ = asked(open_server, user, messages=[{"role": "system", "content": "Be kind."}, *MESSAGES])
-    with anthropic.Anthropic(base_url=open_server.url, api_key="none") as client:
+    headers = {"x-memos-user-id": user}
+    with anthropic.Anthropic(base_url=open_server.url, api_key="none", default_headers=headers) as client:
         raw = client.messages.with_raw_response.create(
-            model=MODEL_NAME, max_tokens=2, system="Be kind.", messages=MESSAGES, metadata={"user_id": user}
+            model=MODEL_NAME, max_tokens=2, system="Be kind.", messages=MESSAGES, metadata={"user_id": "opaque"}
         )
     assert raw.headers["x-memos-cubes"] == memory
     assert prompt == expected("My favourite tea is oolong.", system="Be kind.")
@@ -200,7 +202,8 @@ def test_memories_leave_room_for_the_answer(open_server: Server, user: str) -> N
     for words, cubes in ((100, f"{small},{large}"), (1500, "")):
         messages = [{"role": "user", "content": "tea " * words}]
         plain, _ = asked(open_server, None, messages=messages)
-        prompt, headers = asked(open_server, user, messages=messages, max_tokens=2000)
+        ending = {"max_tokens": 2000, "allowed_token_ids": [tokenizer.eos_token_id]}
+        prompt, headers = asked(open_server, user, messages=messages, **ending)
         assert headers["x-memos-cubes"] == cubes
         assert (prompt == plain) == (cubes == "")
         assert headers.get("x-memos-fallback") == (None if cubes else "context-full")
@@ -251,6 +254,26 @@ def test_kv_transfer_params_are_the_servers_alone(open_server: Server, path: str
     assert escaped.status_code == generate.status_code == 400
     assert "reserved" in escaped.json()["error"]["message"]
     assert "reserved" in generate.json()["error"]["message"]
+
+
+def test_a_client_that_hangs_up_frees_the_engine(open_server: Server, user: str) -> None:
+    open_server.remember(user, "My favourite tea is oolong.")
+    body = {**CHAT, "stream": True, "max_tokens": 1900, "ignore_eos": True}
+    with (
+        open_server.http(**{"x-memos-user-id": user}) as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        assert next(answer.iter_lines()).startswith("data: ")
+    deadline = time.monotonic() + 10
+    while running_requests(open_server) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert running_requests(open_server) == 0
+
+
+def running_requests(server: Server) -> int:
+    with server.http() as client:
+        lines = client.get("/metrics").text.splitlines()
+    return int(sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running")))
 
 
 def test_counters_are_in_the_metrics(open_server: Server, user: str) -> None:

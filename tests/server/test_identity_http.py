@@ -99,7 +99,7 @@ CLAIMS: list[tuple[str, str, dict[str, Any], dict[str, str]]] = [
     ("POST", "/v1/chat/completions", CHAT, {"x-memos-user-id": "tom"}),
     ("POST", "/v1/chat/completions", CHAT, {"x-sm-user-id": "tom"}),
     ("POST", "/v1/chat/completions", {**CHAT, "user": "tom"}, {"x-memos-user-id": "maya"}),
-    ("POST", "/v1/messages", {**CHAT, "metadata": {"user_id": "tom"}}, {}),
+    ("POST", "/v1/messages", {**CHAT, "user_id": "tom"}, {}),
     ("POST", "/v1/responses", {**RESPONSE, "user": "tom"}, {}),
     ("POST", "/invocations", {**CHAT, "user": "tom"}, {}),
     ("GET", "/v1/memories?user_id=tom", {}, {}),

@@ -170,7 +170,8 @@ def test_an_id_that_cannot_be_is_not_found(client: httpx.Client, user: str, memo
 
 def test_a_reader_may_not_write(client: httpx.Client, user: str, other: str) -> None:
     shared = add(client, text="Our tea is shared.", user_id=other, access=[user])["id"]
-    assert client.get(f"/v1/memories/{shared}", params={"user_id": user}).json()["memory"] == "Our tea is shared."
+    seen = client.get(f"/v1/memories/{shared}", params={"user_id": user}).json()
+    assert (seen["memory"], seen["access"]) == ("Our tea is shared.", [])
     refusal(client.put(f"/v1/memories/{shared}", json={"text": "Mine.", "user_id": user}), 403)
     refusal(client.delete(f"/v1/memories/{shared}", params={"user_id": user}), 403)
     assert client.get(f"/v1/memories/{shared}", params={"user_id": other}).json()["version"] == 1

@@ -18,6 +18,11 @@ LABEL = KVLabel(key="a" * 32, identity="b" * 32, tokens="c" * 64)
 IDENTITY = KVIdentity("model", "tokenizer", "bfloat16", 4, 2, 64, "{}")
 
 
+def relabelled(field: str) -> KVLabel:
+    fields = {"key": LABEL.key, "identity": LABEL.identity, "tokens": LABEL.tokens} | {field: "0"}
+    return KVLabel(fields["key"], fields["identity"], fields["tokens"])
+
+
 def cube(tokens: int = 5, dtype: torch.dtype = torch.bfloat16) -> KVCube:
     return KVCube(torch.randn(2, tokens, 2, 8).to(dtype), torch.randn(2, tokens, 2, 8).to(dtype), origin=17)
 
@@ -37,9 +42,8 @@ def test_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_a_foreign_file_is_named_as_such(tmp_path: Path, field: str) -> None:
     path = tmp_path / "x.safetensors"
     write_kv(path, LABEL, cube())
-    other = {"key": LABEL.key, "identity": LABEL.identity, "tokens": LABEL.tokens} | {field: "0"}
     with pytest.raises(KVUnusable, match=f"of another {field}"):
-        read_kv(path, KVLabel(**other))
+        read_kv(path, relabelled(field))
 
 
 def test_every_truncation_and_bit_flip_is_found(tmp_path: Path) -> None:
@@ -111,7 +115,8 @@ def test_a_model_keeps_its_fingerprint_when_it_moves_and_loses_it_when_it_change
 @settings(deadline=None)
 def test_the_pool_is_an_lru_within_its_budget(steps: list[tuple[str, int, bool]]) -> None:
     one = cube(1).nbytes
-    pool, model = RamPool(10 * one), {}  # the model: key -> tokens, in order of use
+    pool = RamPool(10 * one)
+    model: dict[str, int] = {}  # key -> tokens, in order of use
     for key, tokens, put in steps:
         if put:
             pool.put(key, cube(tokens))

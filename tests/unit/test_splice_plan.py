@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -21,7 +23,12 @@ def parts_of(shapes: list[tuple[int, bool]]) -> list[Part]:
     return [Part(range(n, n + length), f"key{n}" if keyed else None) for n, (length, keyed) in enumerate(shapes)]
 
 
-@given(scaffold=st.integers(0, 20), scaffold_keyed=st.booleans(), shapes=part_lists, policy=st.sampled_from(["none", "head:3", "full"]))
+@given(
+    scaffold=st.integers(0, 20),
+    scaffold_keyed=st.booleans(),
+    shapes=part_lists,
+    policy=st.sampled_from(["none", "head:3", "full"]),
+)
 def test_a_composed_plan_covers_everything_up_to_its_last_cube(
     scaffold: int, scaffold_keyed: bool, shapes: list[tuple[int, bool]], policy: str
 ) -> None:
@@ -53,8 +60,12 @@ def test_a_cube_at_its_origin_needs_no_repair() -> None:
 
 def test_equal_plans_have_equal_digests_and_others_do_not() -> None:
     scaffold, cubes = Part(range(10), "s"), [Part(range(30), "a"), Part(range(40), "b")]
-    plans = [compose(scaffold, order, parse_policy(p)) for order in (cubes, cubes[::-1]) for p in ("none", "head:4", "full")]
-    again = [compose(scaffold, order, parse_policy(p)) for order in (cubes, cubes[::-1]) for p in ("none", "head:4", "full")]
+    plans = [
+        compose(scaffold, order, parse_policy(p)) for order in (cubes, cubes[::-1]) for p in ("none", "head:4", "full")
+    ]
+    again = [
+        compose(scaffold, order, parse_policy(p)) for order in (cubes, cubes[::-1]) for p in ("none", "head:4", "full")
+    ]
     digests = [plan.digest() for plan in plans if plan]
     assert digests == [plan.digest() for plan in again if plan]
     assert len(set(digests)) == 6
@@ -105,15 +116,19 @@ def test_merge_is_the_union(pairs: list[tuple[int, int]]) -> None:
     spans = [(start, start + length) for start, length in pairs]
     merged = merge(spans)
     assert {p for s, e in merged for p in range(s, e)} == {p for s, e in spans for p in range(s, e)}
-    assert all(a[1] < b[0] for a, b in zip(merged, merged[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(merged))
 
 
-@pytest.mark.parametrize("text", ["", "head", "head:", "head:0", "head:-1", "head:x", "head:5000", "Full", "none:1", "deviation:0.1"])
+@pytest.mark.parametrize(
+    "text", ["", "head", "head:", "head:0", "head:-1", "head:x", "head:5000", "Full", "none:1", "deviation:0.1"]
+)
 def test_an_unknown_policy_is_named_with_the_known_ones(text: str) -> None:
     with pytest.raises(BadInput, match="none, head:K"):
         parse_policy(text)
 
 
 def test_plans_survive_msgspec_round_trips() -> None:
-    plan = compose(Part(range(4), "s"), [Part(range(9), "a"), Part(range(3)), Part(range(7), "b")], parse_policy("head:2"))
+    plan = compose(
+        Part(range(4), "s"), [Part(range(9), "a"), Part(range(3)), Part(range(7), "b")], parse_policy("head:2")
+    )
     assert msgspec.json.decode(msgspec.json.encode(plan), type=SplicePlan) == plan

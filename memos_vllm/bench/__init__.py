@@ -1,0 +1,34 @@
+"""`memos-vllm bench`: measurements of real servers over real HTTP. Loads neither vLLM nor torch in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from memos_vllm.bench.checks import CheckFailed
+from memos_vllm.bench.options import read_options
+from memos_vllm.bench.servers import ServerFailed
+
+EXIT_CHECK_FAILED = 1
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one benchmark; 1 when a correctness check failed, in which case nothing is reported.
+
+    Raises StartError when the options are wrong and ServerFailed when a server does not start or dies.
+    """
+    options = read_options(argv)
+    from memos_vllm.bench.ttft import bench_ttft
+
+    try:
+        bench_ttft(options, Console())
+    except CheckFailed as error:
+        Console(stderr=True).print(
+            f"memos-vllm: check failed: {error}; nothing is reported", markup=False, soft_wrap=True
+        )
+        return EXIT_CHECK_FAILED
+    except ServerFailed as error:
+        Console(stderr=True).print(error.log_tail, markup=False, highlight=False, soft_wrap=True)
+        raise
+    return 0
