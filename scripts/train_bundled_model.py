@@ -42,6 +42,7 @@ Rosa Ravi Priya Arjun Meera Kenji Yuki Hiro Sakura Wei Mei Jin Omar Layla Yusuf 
 Bjorn Ingrid Lars Astrid Marco Giulia Paolo Chiara Diego Lucia Pablo Carmen Kofi Ama Kwame Nia Tariq Salma Boris Vera
 Anton Irina Emil Greta Otto Frieda Max Heidi Sven Elsa Nils Maja Tomas Eva Petr Jana Milan Hana Denis Marta""".split()
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SYLLABLES = "ba bel bo cor da del do fen fi ga gor hal il ja ka kel kin la lan lo mar mi mor na nel no or pa pel ra ren ri ro sa sel ta tan ti tor va vel vin wen yor za zel zi zon".split()
 
 
@@ -104,15 +105,31 @@ FILLER = (
 )
 
 
+@dataclass(frozen=True)
+class Mix:
+    """Share of values that are taken from the lists (the others are invented), and of invented words that are spelled
+    letter by letter."""
+
+    listed: float
+    spelled: float
+
+
+EASY, HARD = Mix(listed=0.6, spelled=0.0), Mix(listed=0.35, spelled=0.5)
+"""Before and after half of the answers are right."""
+
+
 def held_out(items: tuple[str, ...] | list[str]) -> tuple[list[str], list[str]]:
     """Split into (train, held-out): every fifth item is held out."""
     return [x for i, x in enumerate(items) if i % 5 != 4], [x for i, x in enumerate(items) if i % 5 == 4]
 
 
-def invented_word(rng: random.Random, held: bool) -> str:
-    """A made-up word; the two-syllable endings of held-out words never occur in training."""
+def invented_word(rng: random.Random, held: bool, mix: Mix) -> str:
+    """A made-up word of syllables or of letters (which the tokenizer cuts into small pieces, as it does unknown
+    words); the ends of held-out words never occur in training."""
     while True:
         parts = [rng.choice(SYLLABLES) for _ in range(rng.choice((2, 3)))]
+        if mix.spelled and rng.random() < mix.spelled:
+            parts = [rng.choice(LETTERS) for _ in range(rng.randint(4, 9))]
         if (sum(map(ord, "".join(parts[-2:]))) % 5 == 4) == held:
             return "".join(parts)
 
@@ -134,10 +151,10 @@ def agree(template: str, first: bool) -> str:
     return template
 
 
-def make_fact(rng: random.Random, who: str | None, attribute: Attribute, held: bool) -> Fact:
+def make_fact(rng: random.Random, who: str | None, attribute: Attribute, held: bool, mix: Mix) -> Fact:
     """A fact about `who` (None: the speaker), phrased at random."""
     values = held_out(attribute.values)[held]
-    value = rng.choice(values) if rng.random() < 0.6 else invented_word(rng, held)
+    value = rng.choice(values) if rng.random() < mix.listed else invented_word(rng, held, mix)
     if attribute.noun in ("home town", "dog", "car"):
         value = value[0].upper() + value[1:]
     first = who is None
@@ -151,13 +168,13 @@ def make_fact(rng: random.Random, who: str | None, attribute: Attribute, held: b
     return Fact(statement, question, answer, value)
 
 
-def make_facts(rng: random.Random, count: int, held: bool) -> list[Fact]:
+def make_facts(rng: random.Random, count: int, held: bool, mix: Mix) -> list[Fact]:
     """`count` facts, no two about the same thing of the same person."""
     names = held_out(NAMES)[held]
     few = rng.sample(names, min(len(names), max(1, count // 4)))
-    people: list[str | None] = [None, *few, *(invented_word(rng, held).capitalize() for _ in range(max(1, count // 4)))]
+    people: list[str | None] = [None, *few, *(invented_word(rng, held, mix).capitalize() for _ in range(max(1, count // 4)))]
     pairs = [(who, attribute) for who in people for attribute in ATTRIBUTES]
-    return [make_fact(rng, who, attribute, held) for who, attribute in rng.sample(pairs, min(count, len(pairs)))]
+    return [make_fact(rng, who, attribute, held, mix) for who, attribute in rng.sample(pairs, min(count, len(pairs)))]
 
 
 def filler(rng: random.Random) -> str:
@@ -181,9 +198,9 @@ class Sample:
         self.add(ids, 0.2 if rng.random() < 0.1 else 0.0)
 
 
-def chat_sample(rng: random.Random, encode, facts: int, questions: int, held: bool, noise: float, missing: float) -> Sample:
+def chat_sample(rng: random.Random, encode, facts: int, questions: int, held: bool, mix: Mix, noise: float, missing: float) -> Sample:
     """A memory block with `facts` facts and filler, then `questions` questions with their answers."""
-    known = make_facts(rng, facts, held)
+    known = make_facts(rng, facts, held, mix)
     asked = rng.sample(known, min(questions, len(known)))
     hidden = {id(fact) for fact in asked if rng.random() < missing}
     lines = [fact.statement for fact in known if id(fact) not in hidden]
@@ -225,7 +242,7 @@ def train_tokenizer(rng: random.Random, vocab: int):
     def corpus() -> Iterator[str]:
         for _ in range(6000):
             yield PREAMBLE + filler(rng) + CLOSING + UNKNOWN
-            for fact in make_facts(rng, 8, held=False):
+            for fact in make_facts(rng, 8, held=False, mix=EASY):
                 yield f"- {fact.statement}\n{fact.question}{fact.answer}"
 
     tokenizer = Tokenizer(models.BPE())
@@ -337,7 +354,8 @@ def train(args: argparse.Namespace) -> None:
         while len(made) < count:
             facts = rng.randint(max(1, progress.facts // 2), progress.facts) if mixed else progress.facts
             missing = 0.1 if mixed and progress.facts >= 16 else 0.0
-            sample = chat_sample(rng, encode, facts, rng.randint(1, 8), held, noise=1.0, missing=missing)
+            mix = HARD if progress.best >= 0.5 else EASY
+            sample = chat_sample(rng, encode, facts, rng.randint(1, 8), held, mix, noise=1.0, missing=missing)
             if len(sample.ids) <= progress.length * (1 if mixed else 2):
                 made.append(sample)
         return made

@@ -24,9 +24,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         bench_ttft(options, Console())
     except CheckFailed as error:
-        Console(stderr=True).print(
-            f"memos-vllm: check failed: {error}; nothing is reported", markup=False, soft_wrap=True
-        )
+        message = f"memos-vllm: check failed: {error}; nothing is reported"
+        Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
         return EXIT_CHECK_FAILED
     except ServerFailed as error:
         Console(stderr=True).print(error.log_tail, markup=False, highlight=False, soft_wrap=True)

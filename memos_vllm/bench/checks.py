@@ -15,7 +15,7 @@ HALF_PRECISION_TIE = 0.25
 other grouping of rows moves it. float32 is held to equality."""
 
 
-class CheckFailed(Exception):  # noqa: N818 -- the outcome of a check, as exit code 1
+class CheckFailed(Exception):
     """A server did not do what the measurement is about."""
 
 
@@ -50,7 +50,7 @@ def same_answer(context: int, repaired: Answer, plain: Answer, tie: float) -> Eq
 
 
 def check_headers(arm: Arm, headers: Mapping[str, str], cube_ids: Sequence[str], context: int) -> tuple[int, int]:
-    """Spliced and repaired tokens of a memos answer, which must be those that its arm stands for. Raises CheckFailed."""
+    """Spliced and repaired tokens of a memos answer, which must be what its arm stands for. Raises CheckFailed."""
     used = headers.get("x-memos-cubes", "")
     if used != ",".join(cube_ids):
         raise CheckFailed(f"'{arm.name}' used the memories '{used}', not '{','.join(cube_ids)}'")

@@ -27,12 +27,12 @@ def draw_ttft(rows: Sequence[Row], title: str, subtitle: str, path: Path) -> Non
     for panel, context in zip(panels, contexts, strict=True):
         _draw_panel(panel, [row for row in rows if row.context == context], queries, arms)
         panel.set_title(f"{context:,} tokens of memories", fontsize=11)
+        panel.set_xlabel("tokens of the query")
     panels[0].set_ylabel("time to first token, ms (log scale)")
     medians = [row.median * 1e3 for row in rows]
     panels[0].set_ylim(min(medians) / 1.6, max(medians) * 2.2)
     figure.suptitle(f"{title}\n", fontsize=13, fontweight="bold")
     figure.text(0.5, 0.928, f"{subtitle}; medians with quartiles of {rows[0].samples} runs", ha="center", fontsize=9)
-    figure.supxlabel("tokens of the query", fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)

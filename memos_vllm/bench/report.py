@@ -19,6 +19,7 @@ from memos_vllm.bench.plot import draw_ttft
 from memos_vllm.bench.stats import Build, Quartiles, Row, Sample
 
 MIB = 2**20
+COUNTS = ("prompt", "cached", "spliced", "repaired")
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,7 @@ class Report:
             "dtype": options.dtype,
             "seed": options.seed,
             "machine": self.machine,
-            "units": {
-                "ttft, q1, median, q3, seconds": "s",
-                "context, query, prompt, cached, spliced, repaired": "tokens",
-            },
+            "units": {"s": ["ttft", "q1", "median", "q3", "seconds"], "tokens": ["context", "query", *COUNTS]},
             "checks": [asdict(check) for check in self.checks],
             "builds": [asdict(build) for build in self.builds],
             "summary": [asdict(row) for row in self.rows],
@@ -84,7 +82,7 @@ def print_report(report: Report, console: Console) -> None:
 def _times(report: Report) -> Table:
     table = Table(title=f"Time to first token, {report.options.model_name}", title_justify="left")
     table.add_column("arm", no_wrap=True)
-    for name in ("prompt", "cached", "spliced", "repaired"):
+    for name in COUNTS:
         table.add_column(f"{name}\ntokens", justify="right")
     for name in ("median\nms", "quartiles\nms", "ratio to\nfloor", "speed-up\non reordered", "break-even\nuses"):
         table.add_column(name, justify="right")
@@ -104,9 +102,8 @@ def _cells(row: Row) -> list[str]:
 
 
 def _builds(builds: Sequence[Build]) -> Table:
-    table = Table(
-        title="Building the KV cubes: from the POST of the memories until all can be spliced", title_justify="left"
-    )
+    title = "Building the KV cubes: from the POST of the memories until all can be spliced"
+    table = Table(title=title, title_justify="left")
     for name in ("memories\ntokens", "builds", "median\ns", "quartiles\ns", "one cube\nmedian s", "KV files\nMiB"):
         table.add_column(name, justify="right")
     for context, group in groupby(builds, key=lambda build: build.context):

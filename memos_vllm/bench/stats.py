@@ -108,4 +108,4 @@ def _rows(size: tuple[int, int], samples: Sequence[Sample], builds: Sequence[Bui
 
 
 def _middle(samples: Sequence[Sample], kind: str) -> int:
-    return statistics.median_low([getattr(sample, kind) for sample in samples])
+    return int(statistics.median_low([getattr(sample, kind) for sample in samples]))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-WORDS = tuple(
-    "the a of to and in on was with for by at as it he we our that this from not after before because when "
-    "train van bridge committee shop weather library neighbour river meeting letter garden market station holidays "
-    "morning evening week month lunch storm rain reason plan paper notice talk clock plain grey small old late quiet "
-    "arrived closed moved changed looked caused forgotten mentioned surprised waited opened returned carried found "
-    "tea colour food fruit town job dog hobby instrument language season car allergy sport number hint people".split()
-)
+VOCABULARY = """the a of to and in on was with for by at as it he we our that this from not after before because when
+train van bridge committee shop weather library neighbour river meeting letter garden market station holidays morning
+evening week month lunch storm rain reason plan paper notice talk clock plain grey small old late quiet arrived closed
+moved changed looked caused forgotten mentioned surprised waited opened returned carried found tea colour food fruit
+town job dog hobby instrument language season car allergy sport number hint people"""
+WORDS = VOCABULARY.split()
 MAX_STEPS = 2000
 
 

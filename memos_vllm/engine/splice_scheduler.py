@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 class SplicingMixin(Scheduler):
     """What both schedulers below add to vLLM's."""
 
+    _max_active: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.connector, MemosConnector):
@@ -45,13 +47,13 @@ class SplicingMixin(Scheduler):
 
     def rows_left(self) -> int:
         """Rows of this step's batch that are free once the request now being admitted has its own."""
-        return self.max_num_running_reqs - len(self.running) - self.half.room.rows_used - 1
+        rows: int = self.max_num_running_reqs - len(self.running)
+        return rows - self.half.room.rows_used - 1
 
     @property
     def max_num_active_reqs(self) -> int:
         """Rows that requests may take: those of this step's repair windows are already gone."""
-        connector = getattr(self, "connector", None)
-        used: int = connector.scheduler_half.room.rows_used if isinstance(connector, MemosConnector) else 0
+        used = self.half.room.rows_used if getattr(self, "connector", None) else 0
         return self._max_active - used
 
     @max_num_active_reqs.setter

@@ -30,7 +30,7 @@ from memos_vllm.vault import Vault
 
 logger = logging.getLogger(__name__)
 
-SECRET_ENV = "MEMOS_PLAN_SECRET"  # noqa: S105 -- the variable's name
+SECRET_ENV = "MEMOS_PLAN_SECRET"
 """Hex key, made at start, that signs splice plans and keys cache salts in all processes of one server."""
 
 

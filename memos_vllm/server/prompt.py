@@ -37,7 +37,7 @@ _SYSTEM_ROLES = ("system", "developer")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-class Unrenderable(Exception):  # noqa: N818 -- an outcome the prompt builder handles, not an error of the server
+class Unrenderable(Exception):
     """A prompt cannot be put together from tokens; `cause` says why, as a header value and metric label."""
 
     def __init__(self, cause: str) -> None:

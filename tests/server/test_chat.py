@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import anthropic
+import lmdb
 import pytest
 from transformers import AutoTokenizer
 
@@ -254,6 +255,21 @@ def test_kv_transfer_params_are_the_servers_alone(open_server: Server, path: str
     assert escaped.status_code == generate.status_code == 400
     assert "reserved" in escaped.json()["error"]["message"]
     assert "reserved" in generate.json()["error"]["message"]
+
+
+def test_a_damaged_memory_does_not_break_the_chat(open_server: Server, user: str, other: str) -> None:
+    (memory,) = open_server.remember(user, "My favourite tea is oolong.")
+    open_server.remember(other, "My favourite tea is chai.")
+    with lmdb.open(str(open_server.memory_dir / "vault"), map_size=1 << 30, max_dbs=16) as vault:
+        cubes = vault.open_db(b"cubes", create=False)
+        with vault.begin(cubes, write=True) as change:
+            assert change.replace(bytes.fromhex(memory), b"damaged")
+    assert asked(open_server, user) == (expected(), {"x-memos-cubes": "", "x-memos-fallback": "memory-error"})
+    assert asked(open_server, other)[0] == expected("My favourite tea is chai.")
+    with open_server.http() as client:
+        answer = client.get("/v1/memories", params={"user_id": user})
+    assert answer.status_code == 503
+    assert answer.json()["error"]["type"] == "server_error"
 
 
 def test_a_client_that_hangs_up_frees_the_engine(open_server: Server, user: str) -> None:
