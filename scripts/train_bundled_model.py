@@ -375,9 +375,9 @@ def train(args: argparse.Namespace) -> None:
         print(f"step {progress.step} {progress.seconds / 60:.1f} min length {progress.length} facts {progress.facts} loss {loss:.3f} "
               f"copy loss {copying:.3f} accuracy {seen:.2f} held out {unseen:.2f} lr {rate:.1e}", flush=True)
         progress.best = max(progress.best, seen)
-        if copying < 1.5 and progress.length < args.length and (progress.length < 128 or unseen >= 0.8):
+        if copying < 1.5 and progress.length < args.length and (progress.length < 128 or unseen >= 0.7):
             progress.length *= 2
-        if unseen >= 0.9 and progress.facts < args.max_facts and progress.facts * 24 < progress.length:
+        if unseen >= 0.7 and progress.facts < args.max_facts and progress.facts * 24 < progress.length:
             progress.facts *= 2
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}, checkpoint)
 

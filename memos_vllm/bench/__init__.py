@@ -11,6 +11,7 @@ from memos_vllm.bench.options import read_options
 from memos_vllm.bench.servers import ServerFailed
 
 EXIT_CHECK_FAILED = 1
+EXIT_STOPPED = 130
 
 
 def run(argv: Sequence[str]) -> int:
@@ -27,6 +28,8 @@ def run(argv: Sequence[str]) -> int:
         message = f"memos-vllm: check failed: {error}; nothing is reported"
         Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
         return EXIT_CHECK_FAILED
+    except KeyboardInterrupt:
+        return EXIT_STOPPED
     except ServerFailed as error:
         Console(stderr=True).print(error.log_tail, markup=False, highlight=False, soft_wrap=True)
         raise

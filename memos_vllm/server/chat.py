@@ -89,7 +89,7 @@ class ChatHooks:
         """The prompt with the caller's memories; None when there is nothing to say."""
         assert memory.caller is not None
         user, query = memory.caller.user, last_user_text(messages)
-        cubes = await to_thread.run_sync(self._service.choose, user, query)
+        cubes = list(memory.named or await to_thread.run_sync(self._service.choose, user, query))
         if not cubes:
             return None
         try:
@@ -97,7 +97,7 @@ class ChatHooks:
         except Unrenderable as error:
             return self._as_messages(cubes, messages, error.cause)
         limit = prompt_limit(request.build_tok_params(self._online_renderer.model_config))
-        prompt = await to_thread.run_sync(self._as_tokens, user, cubes, split, limit, self._unspliceable(request))
+        prompt = await to_thread.run_sync(self._as_tokens, memory, cubes, split, limit, self._unspliceable(request))
         if len(prompt.cubes) < len(cubes):
             fall_back(memory, "context-full")
         return prompt if prompt.cubes else None
@@ -115,7 +115,7 @@ class ChatHooks:
         return "prompt-logprobs" if getattr(request, "prompt_logprobs", None) is not None else None
 
     def _as_tokens(
-        self, user: str, cubes: list[MemCube], split: Split, limit: int, unspliceable: str | None
+        self, memory: RequestMemory, cubes: list[MemCube], split: Split, limit: int, unspliceable: str | None
     ) -> MemoryPrompt:
         """The prompt as tokens; where the context is too short for all memories, the oldest are left out."""
         prompts = self._service.prompts
@@ -123,7 +123,9 @@ class ChatHooks:
         memories = [prompts.memory_ids(cube.text) for cube in cubes]
         while cubes and len(scaffold) + sum(map(len, memories)) + len(rest) > limit:
             cubes, memories = cubes[1:], memories[1:]
-        splice = self._service.splice(user, cubes, scaffold, memories, rest, unspliceable)
+        assert memory.caller is not None
+        user = memory.caller.user
+        splice = self._service.splice(user, cubes, scaffold, memories, rest, unspliceable, memory.repair)
         token_ids = [*scaffold, *(token for ids in memories for token in ids), *rest]
         return MemoryPrompt(tuple(cubes), splice, token_ids=token_ids)
 

@@ -43,10 +43,11 @@ class Splicer(Protocol):
         scaffold_ids: Sequence[int],
         cube_ids: Sequence[Sequence[int]],
         rest_ids: Sequence[int],
+        repair: str | None = None,
     ) -> SplicePrompt:
         """Plan the prompt `scaffold_ids + cube_ids[0] + … + rest_ids`; cubes without K/V are captured afterwards.
 
-        `cube_ids[i]` are the tokens of `cubes[i]`. Raises MemosError; the prompt then runs as plain text.
+        `cube_ids[i]` are the tokens of `cubes[i]`; `repair` replaces the server's repair policy. Raises MemosError; the prompt then runs as plain text.
         """
 
     def capture(
@@ -94,11 +95,17 @@ class EngineReport:
 
 @dataclass
 class RequestMemory:
-    """The memory side of one HTTP request. `caller` None: the request is plain vLLM's."""
+    """The memory side of one HTTP request. `caller` None: the request is plain vLLM's.
+
+    `repair`: the request's own repair policy, or `off` for memories as text; None: the server's.
+    `named`: the cubes that the request chose itself, in its order; None: search chooses.
+    """
 
     caller: Caller | None = None
     mode: Mode = "read"
     carries_memory: bool = False
+    repair: str | None = None
+    named: tuple[MemCube, ...] | None = None
     client_salt: str | None = None
     cubes: tuple[MemCube, ...] = ()
     prompt_ids: list[int] = field(default_factory=list)

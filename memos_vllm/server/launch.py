@@ -106,7 +106,7 @@ def _turn_on_splicing(memory: MemoryConfig, args: argparse.Namespace) -> None:
     """Set vLLM's flags for the splice engine. Raises StartError when model, engine or vLLM do not allow it."""
     if not vllm.__version__.startswith(SUPPORTED_VLLM):
         raise StartError(f"KV splicing needs vLLM {SUPPORTED_VLLM}*, this is {vllm.__version__}; {REMEDY}")
-    args.scheduler_cls = "memos_vllm.engine.splice_scheduler.SpliceScheduler"
+    args.scheduler_cls = "memos_vllm.engine.splice_scheduler.make_scheduler"
     args.kv_transfer_config = KVTransferConfig(
         kv_connector="MemosConnector",
         kv_connector_module_path="memos_vllm.engine.connector",

@@ -14,10 +14,13 @@ from anyio import to_thread
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from memos_vllm.activation.repair import parse_policy
+from memos_vllm.cube import MemCube
 from memos_vllm.errors import BadInput, MemosError
-from memos_vllm.governance.identity import KeyRing, resolve
+from memos_vllm.governance.identity import Caller, resolve
 from memos_vllm.server.errors import error_response
 from memos_vllm.server.injection import RequestMemory, current_memory
+from memos_vllm.server.service import MemoryService
 
 OPEN_PATHS = frozenset(
     ("/health", "/ping", "/version", "/metrics", "/docs", "/openapi.json", "/v1/memories/health"),
@@ -29,6 +32,9 @@ SEARCH_PATHS = frozenset(("/v1/memories/search", "/v1/search"))
 
 MAX_HELD = 16
 """Messages of an answer that may wait for the engine's report."""
+
+MAX_NAMED = 64
+"""Cubes that a request may name itself."""
 
 LARGE_BODY = 256 * 1024
 """Bytes from which on a body is parsed in a thread."""
@@ -49,7 +55,7 @@ class MemoryMiddleware:
         try:
             service.ring.user_of(api_key(headers))  # strangers are refused before their body is read
             body, receive = await _buffered(scope, headers, receive)
-            memory = await open_memory(service.ring, scope, headers, body)
+            memory = await open_memory(service, scope, headers, body)
         except MemosError as error:
             await _refuse(error, scope, receive, send)
             return
@@ -94,11 +100,11 @@ def path_of(scope: Scope) -> str:
     return str(scope["path"].removeprefix(scope.get("root_path", "")))
 
 
-async def open_memory(ring: KeyRing, scope: Scope, headers: Headers, body: bytes) -> RequestMemory:
-    """The memory side of a request. Raises Unauthorized, Forbidden and BadInput."""
+async def open_memory(service: MemoryService, scope: Scope, headers: Headers, body: bytes) -> RequestMemory:
+    """The memory side of a request. Raises Unauthorized, Forbidden, NotFound and BadInput."""
     path, fields = path_of(scope), await _fields(body)
     caller = resolve(
-        ring,
+        service.ring,
         bearer=api_key(headers),
         header_user=_header_user(headers),
         body_user=_claimed_user(path, QueryParams(scope.get("query_string", b"")), fields),
@@ -107,7 +113,26 @@ async def open_memory(ring: KeyRing, scope: Scope, headers: Headers, body: bytes
     mode = headers.get("x-memos-mode", "read")
     if mode not in ("off", "read"):
         raise BadInput(f"x-memos-mode is {mode[:32]!r}; send 'read' or 'off'.")
-    return RequestMemory(caller=caller, mode=mode, carries_memory=path in MEMORY_PATHS)  # type: ignore[arg-type]
+    repair = headers.get("x-memos-repair")
+    if repair is not None and repair != "off":
+        parse_policy(repair)
+    carries = path in MEMORY_PATHS
+    named = headers.get("x-memos-cubes") if carries and caller is not None else None
+    return RequestMemory(
+        caller=caller,
+        mode=mode,  # type: ignore[arg-type]
+        carries_memory=carries,
+        repair=repair,
+        named=await to_thread.run_sync(_named, service, caller, named) if caller and named else None,
+    )
+
+
+def _named(service: MemoryService, caller: Caller, ids: str) -> tuple[MemCube, ...]:
+    """The cubes that `x-memos-cubes` names, in its order. Raises NotFound for one that the caller may not read."""
+    wanted = [name.strip() for name in ids.split(",") if name.strip()]
+    if len(wanted) > MAX_NAMED:
+        raise BadInput(f"x-memos-cubes names {len(wanted)} cubes; name {MAX_NAMED} at most.")
+    return tuple(service.readable(caller.user, name) for name in dict.fromkeys(wanted))
 
 
 def api_key(headers: Headers) -> str | None:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 
 from memos_vllm.cube import MemCube
-from memos_vllm.errors import BadInput, Forbidden, NotFound
-from memos_vllm.governance.acl import may_read, may_write
+from memos_vllm.errors import BadInput, Forbidden
+from memos_vllm.governance.acl import may_write
 from memos_vllm.server.injection import current_memory
 from memos_vllm.server.schemas import (
     AddRequest,
@@ -57,21 +57,9 @@ User = Annotated[str, Depends(calling_user)]
 UserId = Annotated[str | None, Query(description="Whose memories; needed unless the key or a header says it.")]
 
 
-def readable(service: MemoryService, user: str, memory_id: str) -> MemCube:
-    """The memory, if the user may read it. Raises NotFound alike for a missing and for a private one."""
-    missing = NotFound(f"There is no memory {memory_id[:64]!r} that you may read.")
-    try:
-        cube = service.vault.get(memory_id)
-    except (NotFound, BadInput):
-        raise missing from None
-    if not may_read(cube, user):
-        raise missing
-    return cube
-
-
 def writable(service: MemoryService, user: str, memory_id: str) -> MemCube:
     """The memory, if the user may change it. Raises NotFound and Forbidden."""
-    cube = readable(service, user, memory_id)
+    cube = service.readable(user, memory_id)
     if not may_write(cube, user):
         raise Forbidden(f"You may read memory {memory_id!r} but not change it; ask its owner for the right to write.")
     return cube
@@ -136,7 +124,7 @@ def search_memories(body: SearchRequest, service: Service, user: User) -> Memori
 @router.get("/memories/{memory_id}", response_model=Memory, response_model_exclude_none=True, responses=_MISSING)
 def get_memory(memory_id: str, service: Service, user: User, user_id: UserId = None) -> Memory:
     """One memory."""
-    return Memory.of(readable(service, user, memory_id), user)
+    return Memory.of(service.readable(user, memory_id), user)
 
 
 @router.put("/memories/{memory_id}", response_model=Memory, response_model_exclude_none=True, responses=_MISSING)
@@ -162,5 +150,5 @@ def delete_memory(memory_id: str, service: Service, user: User, user_id: UserId 
 @router.get("/memories/{memory_id}/history", response_model=History, responses=_MISSING)
 def memory_history(memory_id: str, service: Service, user: User, user_id: UserId = None) -> History:
     """What happened to a memory, oldest first."""
-    readable(service, user, memory_id)
+    service.readable(user, memory_id)
     return History(results=[Change.of(event) for event in service.vault.history(memory_id)])

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memos_vllm.cube import MemCube
-from memos_vllm.errors import MemosError
+from memos_vllm.errors import BadInput, MemosError, NotFound
+from memos_vllm.governance.acl import may_read
 from memos_vllm.governance.identity import KeyRing
 from memos_vllm.retrieval.base import Operator
 from memos_vllm.scheduler.plan import MemScheduler
@@ -38,6 +39,17 @@ class MemoryService:
         """The memories for a prompt, in prompt order. Raises MemosError."""
         return self.scheduler.choose(user, query, self.prompts.count)
 
+    def readable(self, user: str, memory_id: str) -> MemCube:
+        """The memory, if the user may read it. Raises NotFound alike for a missing and for a private one."""
+        missing = NotFound(f"There is no memory {memory_id[:64]!r} that you may read.")
+        try:
+            cube = self.vault.get(memory_id)
+        except (NotFound, BadInput):
+            raise missing from None
+        if not may_read(cube, user):
+            raise missing
+        return cube
+
     def splice(
         self,
         user: str,
@@ -46,14 +58,15 @@ class MemoryService:
         memory_ids: Sequence[Sequence[int]],
         rest_ids: Sequence[int],
         unspliceable: str | None = None,
+        repair: str | None = None,
     ) -> SplicePrompt:
         """How the engine is to treat a prompt: plain text where splicing is off, `unspliceable` or in trouble."""
-        if self.splicer is None or not cubes:
+        if self.splicer is None or not cubes or repair == "off":
             return SplicePrompt()
         if unspliceable:
             return SplicePrompt(fallback=unspliceable)
         try:
-            return self.splicer.prepare(user, cubes, scaffold_ids, memory_ids, rest_ids)
+            return self.splicer.prepare(user, cubes, scaffold_ids, memory_ids, rest_ids, repair)
         except (MemosError, OSError) as error:
             logger.warning("a prompt runs without spliced K/V: %s", error)
             return SplicePrompt(fallback="splice-error")

@@ -46,13 +46,15 @@ class KVSplicer:
         scaffold_ids: Sequence[int],
         cube_ids: Sequence[Sequence[int]],
         rest_ids: Sequence[int],
+        repair: str | None = None,
     ) -> SplicePrompt:
         """See `Splicer.prepare`. A cube is keyed by its own owner, so that readers of a shared cube share its K/V."""
+        policy = parse_policy(repair) if repair else self.policy
         jobs = self._jobs(cubes, scaffold_ids, cube_ids)
         ready = [self._has_kv(job) for job in jobs]
         self.queue.submit([job for job, has_kv in zip(jobs, ready, strict=True) if not has_kv])
         parts = [Part(job.cube_ids, job.cube_key if has_kv else None) for job, has_kv in zip(jobs, ready, strict=True)]
-        plan = compose(Part(scaffold_ids, self._scaffold_key(scaffold_ids)), parts, self.policy) if any(ready) else None
+        plan = compose(Part(scaffold_ids, self._scaffold_key(scaffold_ids)), parts, policy) if any(ready) else None
         if plan is None:
             return SplicePrompt(fallback="kv-missing")
         return SplicePrompt(sign(plan, self.secret), plan.digest(), "kv-partial" if not all(ready) else None)

