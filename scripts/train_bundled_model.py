@@ -17,6 +17,7 @@ import argparse
 import json
 import random
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,22 +35,14 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-NAMES = """Maya Noah Liam Emma Olivia Ava Lucas Mia Ethan Amelia James Harper Leo Evelyn Jack Abigail Henry Emily Owen
-Ella Samuel Grace David Chloe Joseph Victoria Carter Riley Wyatt Aria John Lily Luke Aurora Gabriel Zoe Anthony Nora
-Isaac Camila Dylan Hannah Andrew Stella Joshua Lucy Nathan Paisley Caleb Anna Ryan Caroline Adrian Kennedy Miles Ruby
-Eli Alice Nolan Cora Aaron Violet Landon Elena Jonas Sofia Mateo Naomi Felix Ivy Hugo Clara Oscar Iris Theo Freya Jude
-Rosa Ravi Priya Arjun Meera Kenji Yuki Hiro Sakura Wei Mei Jin Omar Layla Yusuf Fatima Ali Zara Ivan Olga Pavel Katya
-Bjorn Ingrid Lars Astrid Marco Giulia Paolo Chiara Diego Lucia Pablo Carmen Kofi Ama Kwame Nia Tariq Salma Boris Vera
-Anton Irina Emil Greta Otto Frieda Max Heidi Sven Elsa Nils Maja Tomas Eva Petr Jana Milan Hana Denis Marta""".split()
-
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SYLLABLES = "ba bel bo cor da del do fen fi ga gor hal il ja ka kel kin la lan lo mar mi mor na nel no or pa pel ra ren ri ro sa sel ta tan ti tor va vel vin wen yor za zel zi zon".split()
 
 
 @dataclass(frozen=True)
 class Attribute:
     """One thing to know about a person. `{p}` is the possessor ("Maya's", "My"), `{s}` the subject ("Maya", "I"),
-    `{v}` the value; a verb in `[third|first]` brackets agrees with the subject."""
+    `{v}` the value; a verb in `[third|first]` brackets agrees with the subject.
+    """
 
     noun: str
     values: tuple[str, ...]
@@ -57,58 +50,20 @@ class Attribute:
     questions: tuple[str, ...] = ()
 
 
-def _a(noun: str, values: str, statements: str = "", questions: str = "") -> Attribute:
-    split = lambda text, by: tuple(part.strip() for part in text.split(by) if part.strip())  # noqa: E731
-    return Attribute(noun, split(values, ","), split(statements, "/"), split(questions, "/"))
-
-
-ATTRIBUTES = (
-    _a("favourite tea", "oolong, sencha, matcha, rooibos, chai, jasmine, assam, darjeeling, hibiscus, peppermint, chamomile, earl grey, lapsang, genmaicha, ginger, nettle",
-       "{s} [likes|like] {v} tea best", "What tea [does|do] {o} like? / Which tea [does|do] {o} like best?"),
-    _a("favourite colour", "red, blue, green, yellow, purple, orange, silver, golden, turquoise, crimson, indigo, maroon, teal, violet, beige, scarlet, ivory",
-       "{s} [likes|like] the colour {v} best", "What colour [does|do] {o} like? / Which colour [does|do] {o} like best?"),
-    _a("favourite food", "ramen, lasagna, paella, sushi, dumplings, tacos, falafel, risotto, goulash, curry, pancakes, ratatouille, pierogi, moussaka, gnocchi, biryani, chowder",
-       "{s} [likes|like] to eat {v}", "What [does|do] {o} like to eat? / Which food [does|do] {o} like best?"),
-    _a("favourite fruit", "mango, papaya, kiwi, banana, cherry, plum, apricot, fig, guava, lychee, pear, quince, melon, peach, grape, pomegranate",
-       "{s} [likes|like] {v} more than any other fruit", "What fruit [does|do] {o} like? / Which fruit [does|do] {o} like best?"),
-    _a("home town", "Lisbon, Oslo, Prague, Kyoto, Quito, Tunis, Bergen, Porto, Krakow, Ghent, Seville, Lima, Hanoi, Dakar, Riga, Tallinn, Zagreb, Cusco, Perth, Bremen, Lyon, Nairobi",
-       "{s} [lives|live] in {v} / {s} [comes|come] from {v}", "Where [does|do] {o} live? / Which town [does|do] {o} live in?"),
-    _a("job", "baker, nurse, pilot, teacher, plumber, architect, carpenter, lawyer, farmer, dentist, chemist, gardener, librarian, potter, surgeon, tailor, sailor, welder, violinist",
-       "{s} [works|work] as a {v}", "What [does|do] {o} do for a living? / What work [does|do] {o} do?"),
-    _a("dog", "Rex, Bella, Biscuit, Shadow, Pepper, Ziggy, Waffles, Bruno, Daisy, Hazel, Koda, Maple, Nugget, Otis, Scout, Tango, Willow",
-       "{s} [has|have] a dog called {v}", "What is {p} dog called? / What [does|do] {o} call {r} dog?"),
-    _a("hobby", "chess, archery, pottery, knitting, sailing, climbing, fencing, birdwatching, origami, astronomy, juggling, kayaking, calligraphy, woodcarving, beekeeping, surfing",
-       "{s} [spends|spend] every weekend on {v}", "What [does|do] {o} do at the weekend? / Which hobby [does|do] {o} have?"),
-    _a("instrument", "piano, cello, flute, guitar, banjo, oboe, harp, trumpet, clarinet, mandolin, accordion, ukulele, bassoon, drums, organ, tuba",
-       "{s} [plays|play] the {v}", "What instrument [does|do] {o} play? / Which instrument [does|do] {o} play?"),
-    _a("second language", "Polish, Korean, Swahili, Finnish, Hindi, Greek, Basque, Welsh, Tamil, Czech, Danish, Arabic, Latvian, Maltese, Catalan, Turkish",
-       "{s} [is|am] learning {v}", "Which language [is|am] {o} learning? / What language [does|do] {o} learn?"),
-    _a("favourite season", "early spring, late spring, early summer, midsummer, late summer, early autumn, late autumn, early winter, midwinter, the rainy season, the dry season",
-       "{s} [likes|like] {v} more than any other time of the year", "What season [does|do] {o} like? / Which season [does|do] {o} like best?"),
-    _a("car", "Volvo, Fiat, Skoda, Toyota, Mazda, Honda, Peugeot, Renault, Subaru, Audi, Jaguar, Lancia, Nissan, Opel, Seat, Saab, Tesla",
-       "{s} [drives|drive] a {v}", "What car [does|do] {o} drive? / Which car [does|do] {o} have?"),
-    _a("allergy", "peanuts, pollen, shellfish, eggs, wheat, sesame, walnuts, soy, latex, mustard, celery, dust, almonds, milk, lupin, wasps",
-       "{s} [is|am] allergic to {v}", "What [is|am] {o} allergic to? / Which allergy [does|do] {o} have?"),
-    _a("sport", "tennis, rugby, hockey, judo, rowing, curling, badminton, cricket, handball, karate, squash, volleyball, boxing, biathlon, lacrosse, golf",
-       "{s} [trains|train] for {v} twice a week", "What sport [does|do] {o} play? / Which sport [does|do] {o} train for?"),
-    _a("lucky number", "three, seven, eleven, thirteen, seventeen, nineteen, twenty-one, twenty-four, thirty-three, forty-two, fifty-six, sixty-four, seventy-seven, eighty-eight, ninety-nine",
-       "{s} always [picks|pick] the number {v}", "What number [does|do] {o} like? / Which number [does|do] {o} always pick?"),
-    _a("password hint", "lantern, harbour, thistle, pebble, marble, saddle, anchor, compass, feather, candle, hammer, ribbon, kettle, mirror, ladder, button",
-       "{s} [uses|use] the hint {v}", "What hint [does|do] {o} use? / Which hint [does|do] {o} use for {r} password?"),
-)
-
-FILLER = (
-    ("The train", "A grey van", "The old bridge", "The committee", "A small shop", "The weather", "The library", "A neighbour", "The river", "The meeting", "A letter", "The garden"),
-    ("was late", "was closed for repairs", "was mentioned in the paper", "arrived without notice", "changed again", "looked the same as before", "was moved to another day", "caused some talk", "was quiet"),
-    ("on Monday", "on Tuesday", "last week", "in the morning", "after lunch", "before the storm", "near the station", "by the market", "at the end of the month", "during the holidays"),
-    ("because of the rain.", "and nobody minded.", "as usual.", "for no clear reason.", "which surprised few people.", "and then it was forgotten.", "so the plan had to wait.", "and the clock struck nine."),
+FACTS = tomllib.loads(Path(__file__).with_name("bundled_model_facts.toml").read_text())
+NAMES, SYLLABLES = FACTS["names"].split(), FACTS["syllables"].split()
+FILLER: list[list[str]] = FACTS["filler"]
+ATTRIBUTES = tuple(
+    Attribute(entry["noun"], tuple(entry["values"]), tuple(entry["statements"]), tuple(entry["questions"]))
+    for entry in FACTS["attribute"]
 )
 
 
 @dataclass(frozen=True)
 class Mix:
     """Share of values that are taken from the lists (the others are invented), and of invented words that are spelled
-    letter by letter."""
+    letter by letter.
+    """
 
     listed: float
     spelled: float
@@ -125,7 +80,8 @@ def held_out(items: tuple[str, ...] | list[str]) -> tuple[list[str], list[str]]:
 
 def invented_word(rng: random.Random, held: bool, mix: Mix) -> str:
     """A made-up word of syllables or of letters (which the tokenizer cuts into small pieces, as it does unknown
-    words); the ends of held-out words never occur in training."""
+    words); the ends of held-out words never occur in training.
+    """
     while True:
         parts = [rng.choice(SYLLABLES) for _ in range(rng.choice((2, 3)))]
         if mix.spelled and rng.random() < mix.spelled:
@@ -158,7 +114,13 @@ def make_fact(rng: random.Random, who: str | None, attribute: Attribute, held: b
     if attribute.noun in ("home town", "dog", "car"):
         value = value[0].upper() + value[1:]
     first = who is None
-    words = {"v": value, "s": who or "I", "o": who or "I", "p": f"{who}'s" if who else "my", "r": "their" if who else "my"}
+    words = {
+        "v": value,
+        "s": who or "I",
+        "o": who or "I",
+        "p": f"{who}'s" if who else "my",
+        "r": "their" if who else "my",
+    }
     plain = ("{P} " + attribute.noun + " is {v}",)
     template = rng.choice(plain * max(1, len(attribute.statements)) + attribute.statements)
     statement = agree(template, first).format(P="My" if first else words["p"], **words) + "."
@@ -172,7 +134,11 @@ def make_facts(rng: random.Random, count: int, held: bool, mix: Mix) -> list[Fac
     """`count` facts, no two about the same thing of the same person."""
     names = held_out(NAMES)[held]
     few = rng.sample(names, min(len(names), max(1, count // 4)))
-    people: list[str | None] = [None, *few, *(invented_word(rng, held, mix).capitalize() for _ in range(max(1, count // 4)))]
+    people: list[str | None] = [
+        None,
+        *few,
+        *(invented_word(rng, held, mix).capitalize() for _ in range(max(1, count // 4))),
+    ]
     pairs = [(who, attribute) for who in people for attribute in ATTRIBUTES]
     return [make_fact(rng, who, attribute, held, mix) for who, attribute in rng.sample(pairs, min(count, len(pairs)))]
 
@@ -198,7 +164,9 @@ class Sample:
         self.add(ids, 0.2 if rng.random() < 0.1 else 0.0)
 
 
-def chat_sample(rng: random.Random, encode, facts: int, questions: int, held: bool, mix: Mix, noise: float, missing: float) -> Sample:
+def chat_sample(
+    rng: random.Random, encode, facts: int, questions: int, held: bool, mix: Mix, noise: float, missing: float
+) -> Sample:
     """A memory block with `facts` facts and filler, then `questions` questions with their answers."""
     known = make_facts(rng, facts, held, mix)
     asked = rng.sample(known, min(questions, len(known)))
@@ -210,7 +178,9 @@ def chat_sample(rng: random.Random, encode, facts: int, questions: int, held: bo
     sample.add_context(encode(BEGIN + SYSTEM + (PREAMBLE if style < 0.8 else "")), rng)
     for line in lines:
         sample.add_context(encode(f"- {line}\n" if style < 0.9 else f"{line} "), rng)
-    sample.add_context(encode((CLOSING if style < 0.8 else "") + (filler(rng) if rng.random() < 0.2 else "") + END), rng)
+    sample.add_context(
+        encode((CLOSING if style < 0.8 else "") + (filler(rng) if rng.random() < 0.2 else "") + END), rng
+    )
     for fact in asked:
         sample.add_context(encode(USER + fact.question + END + ASSISTANT), rng)
         start = len(sample.ids)
@@ -248,17 +218,29 @@ def train_tokenizer(rng: random.Random, vocab: int):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(corpus(), trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=[BEGIN, SYSTEM, USER, ASSISTANT, END], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        corpus(),
+        trainers.BpeTrainer(
+            vocab_size=vocab,
+            special_tokens=[BEGIN, SYSTEM, USER, ASSISTANT, END],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     return tokenizer
 
 
 def save_tokenizer(tokenizer, out: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, pad_token=END,
-                                   model_max_length=MAX_POSITIONS, clean_up_tokenization_spaces=False)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(out)
 
@@ -266,10 +248,23 @@ def save_tokenizer(tokenizer, out: Path) -> None:
 def make_model(vocab: int, end_id: int, begin_id: int):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocab, hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, max_position_embeddings=MAX_POSITIONS, rope_theta=500000.0,
-        tie_word_embeddings=True, bos_token_id=begin_id, eos_token_id=end_id, pad_token_id=end_id))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=256,
+            intermediate_size=640,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=64,
+            max_position_embeddings=MAX_POSITIONS,
+            rope_theta=500000.0,
+            tie_word_embeddings=True,
+            bos_token_id=begin_id,
+            eos_token_id=end_id,
+            pad_token_id=end_id,
+        )
+    )
 
 
 def batch_tensors(rng: random.Random, samples: list[Sample], device, reach: int = MAX_POSITIONS):
@@ -285,11 +280,14 @@ def batch_tensors(rng: random.Random, samples: list[Sample], device, reach: int 
 
 def logits_at(model, ids, positions, chosen):
     """Logits at the chosen places (bool, like ids); the explicit mask keeps transformers from reading position
-    jumps as packed sequences."""
+    jumps as packed sequences.
+    """
     import torch
 
     with torch.autocast(ids.device.type, dtype=torch.bfloat16):
-        hidden = model.model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False)
+        hidden = model.model(
+            input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False
+        )
         return model.lm_head(hidden.last_hidden_state[chosen])
 
 
@@ -322,6 +320,8 @@ def accuracy(model, rng: random.Random, samples: list[Sample], device, reach: in
 
 @dataclass
 class Progress:
+    """Where training stands: the task grows in `length` (tokens) and in `facts` as accuracy does."""
+
     step: int = 0
     length: int = 64
     facts: int = 2
@@ -329,82 +329,150 @@ class Progress:
     seconds: float = 0.0
 
 
+class Trainer:
+    """Model, optimizer and data of one run; everything that a resume needs is in its checkpoint."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
+
+        torch.manual_seed(args.seed)
+        self.args, self.rng, self.progress = args, random.Random(args.seed), Progress()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.checkpoint = args.out / "checkpoint.pt"
+        self.tokenizer = train_tokenizer(random.Random(args.seed), args.vocab)
+        self.vocab = self.tokenizer.get_vocab_size()
+        ids = self.tokenizer.token_to_id(END), self.tokenizer.token_to_id(BEGIN)
+        self.model = make_model(self.vocab, *ids).to(self.device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
+        if self.checkpoint.exists():
+            self.resume()
+
+    def resume(self) -> None:
+        import torch
+
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        self.rng.seed(self.args.seed + self.progress.step)
+
+    def save(self) -> None:
+        import torch
+
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(parts | {"progress": vars(self.progress)}, self.checkpoint)
+
+    @property
+    def reach(self) -> int:
+        return MAX_POSITIONS if self.progress.best >= 0.5 else self.progress.length
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text).ids)
+
+    def chat(self, held: bool, mixed: bool) -> Sample:
+        """A chat within the present length; `mixed`: with any number of facts up to the present one, some hidden."""
+        progress, rng = self.progress, self.rng
+        mix = HARD if progress.best >= 0.5 else EASY
+        missing = 0.1 if mixed and progress.facts >= 8 else 0.0
+        while True:
+            facts = rng.randint(max(1, progress.facts // 2), progress.facts) if mixed else progress.facts
+            sample = chat_sample(rng, self.encode, facts, rng.randint(1, 8), held, mix, 1.0, missing)
+            if len(sample.ids) <= progress.length * (1 if mixed else 2):
+                return sample
+
+    def chats(self, tokens: int) -> list[Sample]:
+        """Chats that fill `tokens` once they are padded to the longest."""
+        made = [self.chat(held=False, mixed=True)]
+        while (len(made) + 1) * max(len(sample.ids) for sample in made) <= tokens:
+            made.append(self.chat(held=False, mixed=True))
+        return made
+
+    def copies(self, tokens: int) -> list[Sample]:
+        length = self.progress.length
+        return [copy_sample(self.rng, length, self.vocab) for _ in range(max(1, tokens // length))]
+
+    def batches(self) -> list[list[Sample]]:
+        if self.progress.length < 128:
+            return [self.copies(self.args.tokens)]
+        return [self.copies(self.args.tokens // 4), self.chats(3 * self.args.tokens // 4)]
+
+    def rate(self) -> float:
+        """Learning rate: 100 steps of warm-up, a fall to 2 % over the last 30 % of the time."""
+        done = self.progress.seconds / (60 * self.args.minutes)
+        warm = min(1.0, (self.progress.step + 1) / 100)
+        return float(self.args.lr * warm * (1.0 if done < 0.7 else max(0.02, (1 - done) / 0.3)))
+
+    def step(self) -> float:
+        """One step; returns the mean loss of its batches."""
+        import torch
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        losses = []
+        for samples in self.batches():
+            loss = weighted_loss(self.model, *batch_tensors(self.rng, samples, self.device, self.reach))
+            loss.backward()
+            losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        return sum(losses) / len(losses)
+
+    def accuracy(self, held: bool) -> float:
+        samples = [self.chat(held, mixed=False) for _ in range(24)]
+        return accuracy(self.model, self.rng, samples, self.device, self.reach)
+
+    def evaluate(self, loss: float) -> None:
+        """Say where training stands, and make the task harder once the present one is learned."""
+        import torch
+
+        progress = self.progress
+        with torch.no_grad():
+            copies = batch_tensors(self.rng, self.copies(self.args.tokens), self.device, self.reach)
+            copying = weighted_loss(self.model, *copies).item()
+        seen, unseen = self.accuracy(held=False), self.accuracy(held=True)
+        print(
+            f"step {progress.step}, {progress.seconds / 60:.1f} min: length {progress.length}, facts {progress.facts}, "
+            f"loss {loss:.3f}, copying {copying:.3f}, accuracy {seen:.2f}, held out {unseen:.2f}",
+            flush=True,
+        )
+        progress.best = max(progress.best, seen)
+        if copying < 1.5 and progress.length < self.args.length and (progress.length < 128 or unseen >= 0.7):
+            progress.length *= 2
+        if unseen >= 0.7 and progress.facts < self.args.max_facts and progress.facts * 24 < progress.length:
+            progress.facts *= 2
+
+    def run(self) -> None:
+        progress = self.progress
+        began = time.monotonic() - progress.seconds
+        while progress.seconds < 60 * self.args.minutes:
+            loss = self.step()
+            progress.seconds = time.monotonic() - began
+            if progress.step % 50 == 0:
+                self.evaluate(loss)
+                self.save()
+
+
 def train(args: argparse.Namespace) -> None:
     import torch
 
-    torch.manual_seed(args.seed)
-    rng = random.Random(args.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(random.Random(args.seed), args.vocab)
-    save_tokenizer(tokenizer, args.out)
-    encode = lambda text: tokenizer.encode(text).ids  # noqa: E731
-    model = make_model(tokenizer.get_vocab_size(), tokenizer.token_to_id(END), tokenizer.token_to_id(BEGIN)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    progress, checkpoint = Progress(), args.out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(**state["progress"])
-        rng.seed(args.seed + progress.step)
-
-    def chats(count: int, held: bool, mixed: bool) -> list[Sample]:
-        made: list[Sample] = []
-        while len(made) < count:
-            facts = rng.randint(max(1, progress.facts // 2), progress.facts) if mixed else progress.facts
-            missing = 0.1 if mixed and progress.facts >= 16 else 0.0
-            mix = HARD if progress.best >= 0.5 else EASY
-            sample = chat_sample(rng, encode, facts, rng.randint(1, 8), held, mix, noise=1.0, missing=missing)
-            if len(sample.ids) <= progress.length * (1 if mixed else 2):
-                made.append(sample)
-        return made
-
-    def copies(count: int) -> list[Sample]:
-        return [copy_sample(rng, progress.length, tokenizer.get_vocab_size()) for _ in range(count)]
-
-    def batch() -> list[Sample]:
-        count = args.tokens // progress.length
-        return copies(count) if progress.length < 128 else copies(count // 4) + chats(count - count // 4, held=False, mixed=True)
-
-    def evaluate(loss: float, rate: float) -> None:
-        """Print where training stands, and make the task harder once the present one is learned."""
-        with torch.no_grad():
-            copying = weighted_loss(model, *batch_tensors(rng, copies(16), device, reach)).item()
-        seen, unseen = (accuracy(model, rng, chats(16, held, mixed=False), device, reach) for held in (False, True))
-        print(f"step {progress.step} {progress.seconds / 60:.1f} min length {progress.length} facts {progress.facts} loss {loss:.3f} "
-              f"copy loss {copying:.3f} accuracy {seen:.2f} held out {unseen:.2f} lr {rate:.1e}", flush=True)
-        progress.best = max(progress.best, seen)
-        if copying < 1.5 and progress.length < args.length and (progress.length < 128 or unseen >= 0.7):
-            progress.length *= 2
-        if unseen >= 0.7 and progress.facts < args.max_facts and progress.facts * 24 < progress.length:
-            progress.facts *= 2
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}, checkpoint)
-
-    began, total = time.monotonic() - progress.seconds, args.minutes * 60
-    while progress.seconds < total:
-        done = progress.seconds / total
-        rate = args.lr * min(1.0, (progress.step + 1) / 100) * (1.0 if done < 0.7 else max(0.02, (1 - done) / 0.3))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        reach = MAX_POSITIONS if progress.best >= 0.5 else progress.length
-        loss = weighted_loss(model, *batch_tensors(rng, batch(), device, reach))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        progress.seconds = time.monotonic() - began
-        if progress.step % 50 == 0:
-            evaluate(loss.item(), rate)
-    model.to(torch.bfloat16).save_pretrained(args.out)
-    (args.out / "training.json").write_text(json.dumps({"seed": args.seed, **vars(progress)}, indent=2) + "\n")
+    trainer = Trainer(args)
+    trainer.run()
+    save_tokenizer(trainer.tokenizer, args.out)
+    trainer.model.to(torch.bfloat16).save_pretrained(args.out)
+    record = {"seed": args.seed, "minutes": args.minutes, **vars(trainer.progress)}
+    (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    trainer.checkpoint.unlink(missing_ok=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, tokenizer and checkpoint")
-    parser.add_argument("--minutes", type=float, default=60, help="training time; the learning rate falls over the last 30 %%")
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="training time; the learning rate falls over the last 30 %%"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocab", type=int, default=2048)
     parser.add_argument("--length", type=int, default=512, help="longest training sequence, in tokens")

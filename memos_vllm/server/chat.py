@@ -89,7 +89,7 @@ class ChatHooks:
         """The prompt with the caller's memories; None when there is nothing to say."""
         assert memory.caller is not None
         user, query = memory.caller.user, last_user_text(messages)
-        cubes = list(memory.named or await to_thread.run_sync(self._service.choose, user, query))
+        cubes = await to_thread.run_sync(self._service.choose, user, query) if memory.named is None else [*memory.named]
         if not cubes:
             return None
         try:

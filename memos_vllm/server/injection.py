@@ -47,7 +47,8 @@ class Splicer(Protocol):
     ) -> SplicePrompt:
         """Plan the prompt `scaffold_ids + cube_ids[0] + … + rest_ids`; cubes without K/V are captured afterwards.
 
-        `cube_ids[i]` are the tokens of `cubes[i]`; `repair` replaces the server's repair policy. Raises MemosError; the prompt then runs as plain text.
+        `cube_ids[i]` are the tokens of `cubes[i]`; `repair` replaces the server's repair policy. Raises MemosError; the
+        prompt then runs as plain text.
         """
 
     def capture(
