@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -12,6 +13,8 @@ from memos_vllm.bench.servers import ServerFailed
 
 EXIT_CHECK_FAILED = 1
 EXIT_STOPPED = 130
+FILE_WIDTH = 140
+"""Columns of the tables where there is no terminal."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -23,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     from memos_vllm.bench.ttft import bench_ttft
 
     try:
-        bench_ttft(options, Console())
+        bench_ttft(options, Console(width=None if sys.stdout.isatty() else FILE_WIDTH))
     except CheckFailed as error:
         message = f"memos-vllm: check failed: {error}; nothing is reported"
         Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +21,7 @@ from memos_vllm.bench.stats import Build, Quartiles, Row, Sample
 
 MIB = 2**20
 COUNTS = ("prompt", "cached", "spliced", "repaired")
+TIME_COLUMNS = ("median\nms", "quartiles\nms", "ratio to\nfloor", "faster than\nreordered", "break-even\nuses")
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Report:
     def hardware(self) -> str:
         """The machine in a few words."""
         machine = self.machine
-        parts = [*machine["gpus"], machine["cpu"], f"{machine['cores']} cores", f"{machine['memory_gib']:.0f} GiB"]
-        return ", ".join(parts)
+        cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+        return ", ".join([*machine["gpus"], machine["cpu"], cores, f"{machine['memory_gib']:.0f} GiB"])
 
     def as_json(self) -> dict[str, Any]:
         options = self.options
@@ -80,12 +82,10 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _times(report: Report) -> Table:
-    table = Table(title=f"Time to first token, {report.options.model_name}", title_justify="left")
-    table.add_column("arm", no_wrap=True)
-    for name in COUNTS:
-        table.add_column(f"{name}\ntokens", justify="right")
-    for name in ("median\nms", "quartiles\nms", "ratio to\nfloor", "speed-up\non reordered", "break-even\nuses"):
-        table.add_column(name, justify="right")
+    table = Table(title=f"Time to first token, {report.options.model_name}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("arm")
+    for name in (*(f"{kind}\ntokens" for kind in COUNTS), *TIME_COLUMNS):
+        table.add_column(name, justify="right", no_wrap=True)
     for (context, query), rows in groupby(report.rows, key=lambda row: (row.context, row.query)):
         table.add_row(f"[bold]{context} tokens of memories, {query} of query")
         for row in rows:
@@ -96,14 +96,14 @@ def _times(report: Report) -> Table:
 
 def _cells(row: Row) -> list[str]:
     counts = [str(count or "-") for count in (row.prompt, row.cached, row.spliced, row.repaired)]
-    times = [f"{row.median * 1e3:.1f}", f"{row.q1 * 1e3:.1f} to {row.q3 * 1e3:.1f}"]
+    times = [f"{row.median * 1e3:.1f}", f"{row.q1 * 1e3:.1f}–{row.q3 * 1e3:.1f}"]
     uses = "" if row.spliced == 0 else "never" if row.break_even is None else str(row.break_even)
     return [row.arm, *counts, *times, f"{row.to_floor:.2f}", f"{row.speed_up:.2f}x", uses]
 
 
 def _builds(builds: Sequence[Build]) -> Table:
     title = "Building the KV cubes: from the POST of the memories until all can be spliced"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("memories\ntokens", "builds", "median\ns", "quartiles\ns", "one cube\nmedian s", "KV files\nMiB"):
         table.add_column(name, justify="right")
     for context, group in groupby(builds, key=lambda build: build.context):
@@ -111,7 +111,7 @@ def _builds(builds: Sequence[Build]) -> Table:
         total = Quartiles.of([build.seconds for build in found])
         each = Quartiles.of([seconds for build in found for seconds in build.cube_seconds])
         size = f"{found[-1].kv_bytes / MIB:.1f}"
-        spread = f"{total.q1:.2f} to {total.q3:.2f}"
+        spread = f"{total.q1:.2f}–{total.q3:.2f}"
         table.add_row(str(context), str(len(found)), f"{total.median:.2f}", spread, f"{each.median:.2f}", size)
     return table
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -20,22 +22,21 @@ pytestmark = pytest.mark.server
 CONTEXT, QUERY, REPETITIONS = 192, 24, 2
 
 
-def bench(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "memos_vllm.cli", "bench", "ttft", *words]
-    environ = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "COLUMNS": "160", "TERM": "dumb"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environ, check=False)
+def bench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "memos_vllm.cli", "bench", "ttft", "--model", str(model_path()), *words]
+    environ = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, env=environ, check=False)
 
 
-def children_of(folder: Path) -> list[int]:
-    """Processes whose command line names the folder."""
-    return [process.pid for process in psutil.process_iter(["cmdline"]) if str(folder) in str(process.info["cmdline"])]
+def left_behind(folder: Path) -> list[psutil.Process]:
+    """Processes that work in the folder: servers and their engines do, if they are still there."""
+    return [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(folder)]
 
 
-def test_a_small_run_reports_every_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def test_a_small_run_reports_every_arm(tmp_path: Path) -> None:
     sizes = ["--contexts", str(CONTEXT), "--queries", str(QUERY), "--builds", "1", "--warmup", "0"]
     out = tmp_path / "out"
-    result = bench("--model", str(model_path()), *sizes, "--repetitions", str(REPETITIONS), "--out", str(out))
+    result = bench(tmp_path, *sizes, "--repetitions", str(REPETITIONS), "--out", str(out))
     assert result.returncode == 0, result.stdout + result.stderr
     data = json.loads((out / "ttft.json").read_text())
     assert data["checks"] == [{"context": CONTEXT, "compared": 8, "ended_at_tie": False}]
@@ -53,15 +54,28 @@ def test_a_small_run_reports_every_arm(tmp_path: Path, monkeypatch: pytest.Monke
     assert (out / "ttft.png").read_bytes().startswith(b"\x89PNG")
     assert all(arm.name in result.stdout for arm in ARMS)
     assert str(tmp_path) not in (out / "ttft.json").read_text()
-    assert children_of(tmp_path) == []
+    assert left_behind(tmp_path) == []
 
 
-def test_a_server_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    result = bench("--model", str(model_path()), "--out", str(tmp_path / "out"), "--", "--max-num-seqs", "few")
+def test_a_server_that_does_not_start(tmp_path: Path) -> None:
+    result = bench(tmp_path, "--out", str(tmp_path / "out"), "--", "--max-num-seqs", "few")
     assert result.returncode == 2
     last = result.stderr.splitlines()[-1]
     assert last.startswith("memos-vllm: error: the server '")
     assert "few" in result.stderr
     assert not (tmp_path / "out").exists()
-    assert children_of(tmp_path) == []
+    assert left_behind(tmp_path) == []
+
+
+def test_a_run_that_is_stopped_takes_its_servers_along(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "memos_vllm.cli", "bench", "ttft", "--model", str(model_path())]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while len(left_behind(tmp_path)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert len(left_behind(tmp_path)) >= 4
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+        assert left_behind(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
