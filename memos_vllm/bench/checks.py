@@ -68,7 +68,9 @@ def check_headers(arm: Arm, headers: Mapping[str, str], cube_ids: Sequence[str],
 def _problem(arm: Arm, spliced: int, repaired: int, context: int, cubes: int) -> str | None:
     if arm.repair == "off":
         return f"{spliced} tokens were spliced into a text prompt" if spliced or repaired else None
+    if arm.repair == "full":  # what one engine step has no room for is computed as ever: the same answer
+        return None if repaired else "nothing was repaired"
     if spliced + repaired < context:
         return f"only {spliced} tokens were spliced and {repaired} repaired"
-    most = {"none": 0, f"head:{HEAD}": HEAD * cubes}.get(arm.repair, spliced + repaired)
+    most = {"none": 0, f"head:{HEAD}": HEAD * cubes}[arm.repair]
     return f"{repaired} tokens were repaired, {most} at most were to be" if repaired > most else None

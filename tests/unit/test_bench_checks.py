@@ -61,12 +61,14 @@ def test_headers_of_a_good_answer() -> None:
     assert check_headers(NONE, headers(615, 0), CUBES, 600) == (615, 0)
     assert check_headers(HEAD, headers(583, 32), CUBES, 600) == (583, 32)
     assert check_headers(FULL, headers(15, 600), CUBES, 600) == (15, 600)
+    assert check_headers(FULL, headers(15, 512), CUBES, 600) == (15, 512)
 
 
 @pytest.mark.parametrize(
     ("arm", "answered", "says"),
     [
         (TEXT, headers(100, 0), "100 tokens were spliced into a text prompt"),
+        (FULL, headers(615, 0), "nothing was repaired"),
         (NONE, headers(400, 0), "only 400 tokens were spliced"),
         (NONE, headers(600, 16), "16 tokens were repaired, 0 at most"),
         (HEAD, headers(500, 100), "100 tokens were repaired, 48 at most"),
