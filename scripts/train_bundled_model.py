@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
+FILLER_TOKENS = 16
+"""About as many as a filler sentence has."""
 PADDING = 4
 """The id of the end token, which is the fifth special one."""
 
@@ -247,7 +249,19 @@ class Trainer:
     def batches(self) -> list[list[Sample]]:
         if self.progress.length < 128:
             return [self.copies(self.args.tokens)]
+        if self.progress.facts >= 8 and self.progress.step % 8 == 0:
+            return [[self.long_chat()]]
         return [self.copies(self.args.tokens // 4), self.chats(3 * self.args.tokens // 4)]
+
+    def long_chat(self) -> Sample:
+        """A chat among up to MAX_POSITIONS tokens of filler: jumps alone do not teach attention to stay sharp."""
+        rng = self.rng
+        while True:
+            facts = rng.randint(2, self.progress.facts)
+            noise = rng.randint(1000, MAX_POSITIONS) / FILLER_TOKENS / facts
+            sample = chat_sample(rng, self.encode, facts, 8, held=False, mix=HARD, noise=noise, missing=0.1)
+            if len(sample.ids) <= MAX_POSITIONS:
+                return sample
 
     def rate(self) -> float:
         """Learning rate: 100 steps of warm-up, a fall to 2 % over the last 30 % of the time."""

@@ -13,7 +13,7 @@ from memos_vllm.bench.servers import ServerFailed
 
 EXIT_CHECK_FAILED = 1
 EXIT_STOPPED = 130
-FILE_WIDTH = 140
+FILE_WIDTH = 150
 """Columns of the tables where there is no terminal."""
 
 

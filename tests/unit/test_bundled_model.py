@@ -1,0 +1,118 @@
+"""The bundled model answers about people it never saw, from the prompt and from nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import memos_vllm
+from memos_vllm.server.prompt import INTRO, OUTRO, memory_line
+
+ASSETS = Path(memos_vllm.__file__).parent / "assets"
+TINY = ASSETS / "tiny"
+MIB = 1 << 20
+POSITIONS = 8192
+
+
+def load_data() -> ModuleType:
+    """`scripts/bundled_model_data.py`, which is no package."""
+    path = Path(__file__).parents[2] / "scripts" / "bundled_model_data.py"
+    spec = importlib.util.spec_from_file_location("bundled_model_data", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+data = load_data()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as the server makes it, and the value that a right answer names."""
+
+    prompt: str
+    value: str
+
+
+class Bundled:
+    """The committed weights in transformers."""
+
+    def __init__(self) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(TINY)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+
+    def count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def answer(self, question: Question) -> str:
+        ids = self.tokenizer.encode(question.prompt, add_special_tokens=False, return_tensors="pt")
+        out = self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False)
+        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def accuracy(self, questions: list[Question]) -> float:
+        return sum(question.value in self.answer(question) for question in questions) / len(questions)
+
+    def question(self, rng: random.Random, facts: int, *, known: bool = True, tokens: int = 0) -> Question:
+        """About one of `facts` held-out facts; with filler between them until the prompt has about `tokens` tokens."""
+        told = data.make_facts(rng, facts, True, data.HARD)
+        asked = rng.choice(told)
+        lines = [fact.statement for fact in told if known or fact is not asked]
+        length = sum(self.count(memory_line(line)) for line in lines) + 120
+        while length < tokens:
+            line = data.filler(rng)
+            lines.insert(rng.randrange(len(lines) + 1), line)
+            length += self.count(memory_line(line))
+        system = INTRO + "".join(map(memory_line, lines)) + OUTRO
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": asked.question}]
+        prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return Question(str(prompt), asked.value)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Bundled:
+    return Bundled()
+
+
+def test_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 12 * MIB
+
+
+def test_it_was_trained_on_the_prompts_that_the_server_makes() -> None:
+    assert (INTRO, OUTRO) == (data.PREAMBLE, data.CLOSING)
+    assert memory_line("x") == "- x\n"
+
+
+def test_it_answers_from_memory_about_people_it_never_saw(bundled: Bundled) -> None:
+    rng = random.Random(1)
+    assert bundled.accuracy([bundled.question(rng, rng.randint(1, 8)) for _ in range(150)]) >= 0.9
+
+
+def test_it_knows_nothing_without_memory(bundled: Bundled) -> None:
+    rng = random.Random(2)
+    assert bundled.accuracy([bundled.question(rng, rng.randint(1, 8), known=False) for _ in range(100)]) <= 0.1
+
+
+@pytest.mark.parametrize("tokens", [1000, 2000, 4000, 7900])
+def test_it_answers_at_any_position(bundled: Bundled, tokens: int) -> None:
+    rng = random.Random(tokens)
+    questions = [bundled.question(rng, 3, tokens=tokens) for _ in range(20)]
+    assert all(bundled.count(question.prompt) <= POSITIONS for question in questions)
+    assert bundled.accuracy(questions) >= 0.9
+
+
+def test_other_roles_are_refused_by_the_template(bundled: Bundled) -> None:
+    with pytest.raises(Exception, match="roles are system, user and assistant"):
+        bundled.tokenizer.apply_chat_template([{"role": "robot", "content": "x"}], tokenize=False)
