@@ -230,7 +230,7 @@ class Trainer:
         mix = HARD if progress.best >= 0.5 else EASY
         missing = 0.1 if mixed and progress.facts >= 8 else 0.0
         while True:
-            facts = rng.randint(max(1, progress.facts // 2), progress.facts) if mixed else progress.facts
+            facts = rng.randint(1, progress.facts) if mixed else progress.facts
             sample = chat_sample(rng, self.encode, facts, rng.randint(1, 8), held, mix, 1.0, missing)
             if len(sample.ids) <= progress.length * (1 if mixed else 2):
                 return sample

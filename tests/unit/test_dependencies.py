@@ -52,7 +52,7 @@ def imported_distributions(*folders: str) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules.add(node.module.partition(".")[0])
     owners = packages_distributions()
-    foreign = modules - set(sys.stdlib_module_names) - {"memos_vllm", "memos_kernels", "tests"}
+    foreign = modules - set(sys.stdlib_module_names) - {"memos_vllm", "memos_kernels", "tests", "bundled_model_data"}
     return {canonicalize_name(owners[module][0]) for module in foreign}
 
 
