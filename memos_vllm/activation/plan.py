@@ -114,12 +114,12 @@ def sign(plan: SplicePlan, secret: bytes) -> dict[str, Any]:
     return {PARAMS_KEY: {"plan": body.decode(), "signature": _signature(body, secret)}}
 
 
-def verify(params: Mapping[str, Any] | None, secret: bytes, prompt_ids: Sequence[int]) -> SplicePlan | None:
+def verify(params: Any, secret: bytes, prompt_ids: Sequence[int]) -> SplicePlan | None:
     """The plan that `kv_transfer_params` carry; None when they carry none.
 
     Raises PlanRefused when the signature, the plan's shape or the prompt it speaks of is not right.
     """
-    sealed = (params or {}).get(PARAMS_KEY)
+    sealed = params.get(PARAMS_KEY) if isinstance(params, Mapping) else params
     if sealed is None:
         return None
     try:

@@ -109,6 +109,9 @@ def test_junk_in_the_plans_place_is_refused(junk: object) -> None:
     if junk is not None:
         with pytest.raises(PlanRefused):
             verify({PARAMS_KEY: junk}, SECRET, [1, 2, 3])
+    if junk is not None and not isinstance(junk, dict):
+        with pytest.raises(PlanRefused):
+            verify(junk, SECRET, [1, 2, 3])
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10))))
