@@ -51,6 +51,11 @@ def kv_path(memory_dir: Path, identity: str, key: str, rank: int = 0, world: int
     return memory_dir / KV_DIR / identity[:16] / key[:2] / f"{key}.{rank}of{world}{SUFFIX}"
 
 
+def all_written(memory_dir: Path, identity: str, key: str, world: int) -> bool:
+    """Whether every rank's file is there; a folder that cannot be read counts as no."""
+    return all(os.path.exists(kv_path(memory_dir, identity, key, rank, world)) for rank in range(world))  # noqa: PTH110
+
+
 def checksum(cube: KVCube) -> str:
     hasher = xxhash.xxh3_128()
     for tensor in (cube.k, cube.v):

@@ -13,8 +13,10 @@ from typing import Any
 import msgspec
 import xxhash
 
-SAMPLE_BYTES = 1 << 20
-"""Bytes read from each end of a weights file for the model's fingerprint."""
+SAMPLE_BYTES = 1 << 10
+"""Bytes read from the start, middle and end of every tensor for the model's fingerprint."""
+CHUNKS = 4096
+"""Evenly spaced places where a weights file without a safetensors header is sampled."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
 
@@ -29,6 +31,7 @@ class KVIdentity(msgspec.Struct, frozen=True):
     kv_heads: int
     head_dim: int
     rope: str
+    quantization: str = ""
     adapter: str = ""
 
     def digest(self) -> str:
@@ -36,14 +39,32 @@ class KVIdentity(msgspec.Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:32]
 
 
-def _sample(path: Path) -> bytes:
-    """Size, head and tail of a file: a retrained model differs in them, and 100 GB need not be read."""
+def _tensor_places(path: Path) -> list[int]:
+    """Offsets at the start, middle and end of every tensor of a safetensors file."""
     with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        head = file.read(SAMPLE_BYTES)
-        file.seek(max(0, size - SAMPLE_BYTES))
-        return b"%d" % size + head + file.read(SAMPLE_BYTES)
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+    return [
+        8 + size + place
+        for start, end in spans
+        for place in (start, (start + end) // 2, max(start, end - SAMPLE_BYTES))
+    ]
+
+
+def _sample(path: Path) -> bytes:
+    """Size and samples of a file: weights that were trained further differ in them, and 100 GB need not be read."""
+    size = path.stat().st_size
+    weights = path.suffix in WEIGHT_SUFFIXES
+    places = _tensor_places(path) if path.suffix == ".safetensors" else [size * i // CHUNKS for i in range(CHUNKS)]
+    with path.open("rb") as file:
+        if not weights:
+            return file.read()
+        parts = [b"%d" % size]
+        for place in sorted(set(places)):
+            file.seek(place)
+            parts.append(file.read(SAMPLE_BYTES))
+    return b"".join(parts)
 
 
 def _fingerprint(files: Sequence[Path]) -> str:
@@ -103,6 +124,7 @@ def identity_of(vllm_config: Any) -> KVIdentity:
         layers=model.get_total_num_hidden_layers(),
         kv_heads=model.get_total_num_kv_heads(),
         head_dim=model.get_head_size(),
+        quantization=str(model.quantization or ""),
         rope=json.dumps(rope_parameters(model.hf_text_config), sort_keys=True, default=str),
     )
 

@@ -49,7 +49,8 @@ def check_engine(vllm_config: Any) -> None:
     problems = {
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "context parallelism": parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1,
-        f"a {cache.cache_dtype} KV cache": cache.cache_dtype not in ("auto", "bfloat16", "float16", "float32"),
+        f"a {cache.cache_dtype} KV cache": cache.cache_dtype != "auto",
+        "an engine without chunked prefill": not vllm_config.scheduler_config.enable_chunked_prefill,
         "speculative decoding": vllm_config.speculative_config is not None,
         "an encoder-decoder model": model.is_encoder_decoder,
         "a multimodal model": model.is_multimodal_model,

@@ -69,10 +69,9 @@ class MemosConnector(KVConnectorBase_V1):
         memory_dir = Path(extra["memory_dir"])
         identity = identity_of(vllm_config).digest()
         world = vllm_config.parallel_config.tensor_parallel_size
-        block_size = vllm_config.cache_config.block_size
         self.head_dim = vllm_config.model_config.get_head_size()
         if role == KVConnectorRole.SCHEDULER:
-            self.scheduler_half = SchedulerHalf(memory_dir, identity, plan_secret(), world, block_size)
+            self.scheduler_half = SchedulerHalf(memory_dir, identity, plan_secret(), world)
             self.rows_left: Callable[[], int] = lambda: 0  # the splice scheduler puts its own count here
         else:
             inv_freq = inverse_frequencies(vllm_config.model_config.hf_text_config, self.head_dim)

@@ -52,16 +52,15 @@ class StepWork(KVConnectorMetadata):
 
 @dataclass
 class LoadResult:
-    """Where a request's cubes came from; `failed_at` is the first token that could not be loaded."""
+    """Where a request's cubes came from; `failed` counts the ones that could not be used."""
 
     ram: int = 0
     disk: int = 0
-    failed_at: int | None = None
+    failed: int = 0
 
     def worst(self, other: LoadResult) -> LoadResult:
-        """Of two ranks' results, the slower tier and the earlier failure."""
-        failures = [at for at in (self.failed_at, other.failed_at) if at is not None]
-        return LoadResult(min(self.ram, other.ram), max(self.disk, other.disk), min(failures, default=None))
+        """Of two ranks' results, the slower tier and the more failures."""
+        return LoadResult(min(self.ram, other.ram), max(self.disk, other.disk), max(self.failed, other.failed))
 
 
 @dataclass

@@ -13,7 +13,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
-from memos_vllm.activation.files import kv_path
+from memos_vllm.activation.files import all_written
 from memos_vllm.activation.plan import PARAMS_KEY, Segment, SplicePlan, Window, prompt_hash, verify
 from memos_vllm.engine.messages import Capture, Load, LoadResult, RequestWork, StepWork
 from memos_vllm.errors import PlanRefused
@@ -49,6 +49,8 @@ class Tracked:
     plan: SplicePlan
     grant: Grant | None = None
     captured: bool = False
+    failed: bool = False
+    block_ids: list[int] = field(default_factory=list)
     reported: bool = False
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -81,8 +83,7 @@ def computed_ends(output: SchedulerOutput) -> Iterator[tuple[str, int]]:
 class SchedulerHalf:
     """Lives in the engine-core process, owned by one scheduler thread."""
 
-    def __init__(self, memory_dir: Path, identity: str, secret: bytes, world: int, block_size: int) -> None:
-        self.block_size = block_size
+    def __init__(self, memory_dir: Path, identity: str, secret: bytes, world: int) -> None:
         self.memory_dir, self.identity, self.secret, self.world = memory_dir, identity, secret, world
         self.tracked: dict[str, Tracked] = {}
         self.finished: set[str] = set()
@@ -114,7 +115,7 @@ class SchedulerHalf:
         tracked = self.tracked.get(request.request_id)
         if tracked is None:
             return 0
-        cover = min(tracked.plan.cover, request.num_prompt_tokens - 1)
+        cover = 0 if tracked.failed else min(tracked.plan.cover, request.num_prompt_tokens - 1)
         cover = self._available(tracked, local, cover)
         windows: list[Window] = []
         tokens = self.room.tokens
@@ -141,7 +142,7 @@ class SchedulerHalf:
         return cover
 
     def _on_disk(self, segment: Segment) -> bool:
-        return kv_path(self.memory_dir, self.identity, segment.key, 0, self.world).exists()
+        return all_written(self.memory_dir, self.identity, segment.key, self.world)
 
     def allocated(self, request: Request, external: int) -> None:
         """The step admits the request with `external` tokens from us; 0 means without."""
@@ -155,19 +156,16 @@ class SchedulerHalf:
         self.room.tokens -= sum(window.length for window in tracked.grant.windows)
         self.room.rows_used += len(tracked.grant.windows)
         self.admitted.append(request.request_id)
-        self._account(tracked, tracked.grant.cover)
+        self._account(tracked.grant, tracked)
 
-    def _account(self, tracked: Tracked, cover: int) -> None:
-        """Note what became of the prompt's tokens: `[local, cover)` spliced or repaired, the rest computed."""
-        grant = tracked.grant
-        assert grant is not None
-        clipped = (clip(window.start, window.end, 0, cover) for window in grant.windows)
-        repaired = sum(max(0, end - start) for start, end in clipped)
+    def _account(self, grant: Grant, tracked: Tracked) -> None:
+        """Note what becomes of the prompt's tokens."""
+        repaired = sum(window.length for window in grant.windows)
         tracked.report |= {
             "cached": grant.local,
-            "spliced": cover - grant.local - repaired,
+            "spliced": grant.cover - grant.local - repaired,
             "repaired": repaired,
-            "computed": tracked.request.num_prompt_tokens - cover,
+            "computed": tracked.request.num_prompt_tokens - grant.cover,
         }
 
     def windows_of_step(self) -> Iterator[tuple[Request, Window]]:
@@ -181,8 +179,10 @@ class SchedulerHalf:
         """This step's loads and captures for the workers."""
         work = StepWork()
         for request_id in self.admitted:
-            if loads := self._loads(self.tracked[request_id]):
-                work.loads.append(RequestWork(request_id, block_ids(request_id, output), loads=loads))
+            admitted = self.tracked[request_id]
+            if loads := self._loads(admitted):
+                admitted.block_ids = block_ids(request_id, output)
+                work.loads.append(RequestWork(request_id, admitted.block_ids, loads=loads))
         for request_id, end in computed_ends(output):
             tracked = self.tracked.get(request_id)
             if tracked and tracked.plan.captures and not tracked.captured and end >= tracked.plan.extent:
@@ -207,16 +207,18 @@ class SchedulerHalf:
         ]
 
     def news(self, results: dict[str, LoadResult]) -> None:
-        """Take in the workers' load results. vLLM recomputes a request from the block of its first failed load on."""
+        """Take in the workers' load results. A request with a failed load starts anew, as a plain one."""
         for request_id, result in results.items():
-            tracked = self.tracked.get(request_id)
-            if tracked is None or tracked.grant is None:
-                continue
-            tracked.report |= {"ram": result.ram, "disk": result.disk}
-            if result.failed_at is not None:
-                tracked.report["fallback"] = "load-failed"
-                block_start = result.failed_at // self.block_size * self.block_size
-                self._account(tracked, max(tracked.grant.local, block_start))
+            if tracked := self.tracked.get(request_id):
+                tracked.report |= {"ram": result.ram, "disk": result.disk}
+                if result.failed:
+                    tracked.failed = True
+                    tracked.report["fallback"] = "load-failed"
+
+    def blocks_of_loads(self) -> Iterator[list[int]]:
+        """The blocks of every request that was spliced, ended ones of this step included."""
+        for tracked in self.tracked.values():
+            yield tracked.block_ids
 
     def request_finished(self, request_id: str) -> None:
         if request_id in self.tracked:

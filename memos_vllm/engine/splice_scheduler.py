@@ -7,6 +7,7 @@ K/V of all rows before attention reads them, so windows and the prompt's tail ar
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from vllm import SamplingParams
@@ -89,6 +90,28 @@ class SplicingMixin(Scheduler):
         output.num_scheduled_tokens[row_id] = window.length
         output.total_num_scheduled_tokens += window.length
         self.finished_req_ids.add(row_id)
+
+    def _handle_invalid_blocks(self, invalid_block_ids: set[int], num_scheduled_tokens: dict[str, int]) -> set[str]:
+        """Start requests with a failed load anew, as preempted ones: vLLM's own rewind leaves blocks that were never
+        filled in the prefix cache, and with async scheduling a token computed from them on its way.
+
+        Returns the ids whose output of this step is dropped.
+        """
+        tables = {request: self._blocks(request) for request in self.running}
+        spoiled = set(invalid_block_ids)
+        for table in (*tables.values(), *self.half.blocks_of_loads()):
+            first = next((place for place, block in enumerate(table) if block in invalid_block_ids), len(table))
+            spoiled.update(table[first:])
+        self.kv_cache_manager.evict_blocks(spoiled)
+        failed = [request for request, table in tables.items() if not invalid_block_ids.isdisjoint(table)]
+        for request in failed:
+            self.running.remove(request)
+            self._preempt_request(request, time.monotonic(), drop_stale_output=True)
+        return {request.request_id for request in failed}
+
+    def _blocks(self, request: Request) -> list[int]:
+        (ids,) = self.kv_cache_manager.get_block_ids(request.request_id)
+        return list(ids)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput

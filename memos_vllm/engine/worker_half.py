@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -47,9 +48,9 @@ class WorkerHalf:
             for load in request.loads:
                 try:
                     self._splice(request, load, result)
-                except KVUnusable as error:
-                    logger.warning("recomputing tokens %d to %d of a request: %s", load.start, load.end, error)
-                    result.failed_at = min(load.start, load.start if result.failed_at is None else result.failed_at)
+                except (KVUnusable, OSError, RuntimeError) as error:  # whatever it is, the request can be recomputed
+                    logger.warning("tokens %d to %d of a request are recomputed: %s", load.start, load.end, error)
+                    result.failed += 1
                     first, last = load.start // self.block_size, (load.end - 1) // self.block_size
                     self.failed_blocks.update(request.block_ids[first : last + 1])
 
@@ -82,14 +83,19 @@ class WorkerHalf:
                 raise KVUnusable(f"{path.name} has shape {tuple(cube.k.shape)}, which does not fit")
             return cube
         except KVUnusable:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             raise
 
     def save(self, work: StepWork) -> None:
         """Capture the step's finished prefills into the RAM pool and, in the background, into files."""
         for request in work.captures:
             for wanted in request.captures:
-                cube = self._capture(request, wanted)
+                try:
+                    cube = self._capture(request, wanted)
+                except RuntimeError as error:  # out of memory, say: a cube less, not an engine less
+                    logger.error("KV cube %s was not captured: %s", wanted.key, error)
+                    continue
                 self.pool.put(f"{wanted.key}:{wanted.tokens}", cube)
                 self.writer.submit(self._write, wanted, cube)
 
@@ -97,7 +103,7 @@ class WorkerHalf:
         assert self.layout is not None
         table = torch.tensor(request.block_ids, device=self.caches[0].device)
         k, v = capture(self.caches, self.layout, table, self.block_size, wanted.start, wanted.length)
-        return KVCube(k.cpu(), v.cpu(), wanted.start)
+        return KVCube(k, v, wanted.start)
 
     def _write(self, wanted: Capture, cube: KVCube) -> None:
         label = KVLabel(wanted.key, self.identity, wanted.tokens, self.rank, self.world)

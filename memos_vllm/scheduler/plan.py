@@ -15,17 +15,18 @@ class MemScheduler:
             raise StartError(f"top_k ({top_k}) and token_budget ({token_budget}) must be at least 1.")
         self._operator = operator
         self._top_k = top_k
-        self._token_budget = token_budget
+        self.token_budget = token_budget
 
     def choose(self, principal: str, query: str, count_tokens: Callable[[str], int]) -> list[MemCube]:
         """The best cubes that fit, in id order: the same set gives the same prompt, whatever the query.
 
+        Only the principal's own cubes: a grant lets others offer text, not put it into somebody's prompts unasked.
         A cube that does not fit is passed over, a smaller one after it may still get in.
         `count_tokens` gives the tokens that a cube's text takes in the prompt. Raises VaultUnavailable.
         """
-        room = self._token_budget
+        room = self.token_budget
         chosen = []
-        for hit in self._operator.search(principal, query, top_k=self._top_k):
+        for hit in self._operator.search(principal, query, top_k=self._top_k, filters={"owner": principal}):
             if isinstance(hit.cube.payload, Plaintext):
                 tokens = count_tokens(hit.cube.text)
                 if tokens <= room:

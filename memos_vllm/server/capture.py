@@ -18,7 +18,7 @@ from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 
 from memos_vllm.activation.compose import Part, capture_plan
-from memos_vllm.activation.files import kv_path, read_header
+from memos_vllm.activation.files import all_written, kv_path, read_header
 from memos_vllm.activation.plan import sign
 from memos_vllm.errors import KVUnusable, MemosError, NotFound
 from memos_vllm.server import metrics
@@ -33,6 +33,8 @@ MAX_WAITING = 10_000
 """Captures that may wait; what comes on top is captured when it is first used."""
 FILE_TIMEOUT = 60.0
 """Seconds the workers have to write a captured cube's files."""
+RETRY_AFTER = 60.0
+"""Seconds after which a cube whose capture failed may be tried again."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class CaptureQueue:
         self.loop = asyncio.get_running_loop()
         self.jobs: asyncio.Queue[CaptureJob] = asyncio.Queue(MAX_WAITING)
         self.pending: set[str] = set()
+        self.retry_at: dict[str, float] = {}
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -72,7 +75,7 @@ class CaptureQueue:
 
     def _enqueue(self, jobs: Sequence[CaptureJob]) -> None:
         for job in jobs:
-            if job.cube_key in self.pending:
+            if job.cube_key in self.pending or time.monotonic() < self.retry_at.get(job.cube_key, 0.0):
                 continue
             if self.jobs.full():
                 metrics.captures().labels("dropped").inc()
@@ -87,13 +90,20 @@ class CaptureQueue:
                 await self._capture(job)
                 metrics.captures().labels("done").inc()
             except (MemosError, OSError) as error:
+                self._postpone(job)
                 metrics.captures().labels("failed").inc()
                 logger.warning("cube %s was not captured and stays text: %s", job.cube_id, error)
             except Exception:  # the loop must outlive any one capture
+                self._postpone(job)
                 metrics.captures().labels("failed").inc()
                 logger.exception("cube %s was not captured and stays text", job.cube_id)
             finally:
                 self.pending.discard(job.cube_key)
+
+    def _postpone(self, job: CaptureJob) -> None:
+        """Leave a failed cube alone for a while, and forget the failures whose time is over."""
+        now = time.monotonic()
+        self.retry_at = {key: at for key, at in self.retry_at.items() if at > now} | {job.cube_key: now + RETRY_AFTER}
 
     async def _capture(self, job: CaptureJob) -> None:
         began = time.monotonic()
@@ -101,16 +111,20 @@ class CaptureQueue:
             await self._prefill(job)
             await self._files(job.cube_key)
         seconds = time.monotonic() - began
+        await asyncio.to_thread(self._enter_all, job, seconds)
+
+    def _enter_all(self, job: CaptureJob, seconds: float) -> None:
         if self.vault.get_kv(job.scaffold_key) is None and self._written(job.scaffold_key):
-            scaffold = CaptureJob("", "", 0, job.scaffold_key, "", (), job.scaffold_ids)
-            await asyncio.to_thread(self._enter, scaffold, seconds)
-        await asyncio.to_thread(self._enter, job, seconds)
+            self._enter(CaptureJob("", "", 0, job.scaffold_key, "", (), job.scaffold_ids), seconds)
+        self._enter(job, seconds)
 
     def _enter(self, job: CaptureJob, seconds: float) -> None:
         """Enter a captured cube in the manifest; one that was forgotten or changed meanwhile loses its files."""
         try:
             self.vault.put_kv(self._record(job, seconds))
         except NotFound:
+            if self.vault.get_kv(job.cube_key):  # another cube with the same text has the same K/V
+                return
             for path in self._paths(job.cube_key):
                 path.unlink(missing_ok=True)
 
@@ -133,7 +147,7 @@ class CaptureQueue:
             pass
 
     def _written(self, key: str) -> bool:
-        return all(path.exists() for path in self._paths(key))
+        return all_written(self.memory_dir, self.identity, key, self.world)
 
     async def _files(self, key: str) -> None:
         """Wait for the workers' files. Raises KVUnusable when they do not come."""

@@ -97,7 +97,8 @@ class ChatHooks:
         except Unrenderable as error:
             return self._as_messages(cubes, messages, error.cause)
         limit = prompt_limit(request.build_tok_params(self._online_renderer.model_config))
-        prompt = await to_thread.run_sync(self._as_tokens, memory, cubes, split, limit, self._unspliceable(request))
+        unspliceable = self._unspliceable(request) or await self._foreign_scaffold(split.scaffold)
+        prompt = await to_thread.run_sync(self._as_tokens, memory, cubes, split, limit, unspliceable)
         if len(prompt.cubes) < len(cubes):
             fall_back(memory, "context-full")
         return prompt if prompt.cubes else None
@@ -107,6 +108,15 @@ class ChatHooks:
         block = self._service.prompts.block([cube.text for cube in cubes])
         placed = self._service.prompts.place(messages, block)
         return MemoryPrompt(tuple(cubes), SplicePrompt(fallback=cause), messages=placed)
+
+    async def _foreign_scaffold(self, scaffold: str) -> str | None:
+        """`scaffold` where more than the template's own text stands before the memories: K/V behind it are not kept.
+
+        A template may tell the date, so the usual scaffold is asked for again before a request is called unusual.
+        """
+        if scaffold != self._service.scaffold:
+            self._service.scaffold = await self._chat_renderer.usual_scaffold()
+        return None if scaffold == self._service.scaffold else "scaffold"
 
     def _unspliceable(self, request: Any) -> str | None:
         """Why a request's prompt must be computed in full; None when it need not."""

@@ -132,7 +132,7 @@ def _named(service: MemoryService, caller: Caller, ids: str) -> tuple[MemCube, .
     wanted = [name.strip() for name in ids.split(",") if name.strip()]
     if len(wanted) > MAX_NAMED:
         raise BadInput(f"x-memos-cubes names {len(wanted)} cubes; name {MAX_NAMED} at most.")
-    return tuple(service.readable(caller.user, name) for name in dict.fromkeys(wanted))
+    return service.named(caller.user, wanted)
 
 
 def api_key(headers: Headers) -> str | None:

@@ -64,20 +64,28 @@ class PromptBuilder:
         self._sentinel = f"memos{secrets.token_hex(16)}"
         self._special = _special_tokens(tokenizer)
         self._data_tokenizer = _data_tokenizer(tokenizer)
-        self._user_place = False
+        self._user_place: bool | None = None
         self.scaffold_ids: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=256)(self._encode)
         self.memory_ids: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=8192)(self._memory_ids)
 
     async def split(self, messages: Sequence[Message], render: Render) -> Split:
-        """Find the memory place of these messages. Raises Unrenderable."""
+        """Find the memory place of these messages. Raises Unrenderable.
+
+        The first split decides for good whether the template takes a system message; a later request whose messages do
+        not allow one gets the other place for itself alone.
+        """
         block = INTRO + self._sentinel + OUTRO
         if not self._user_place:
             try:
-                return self._split(await render(place_in_system(messages, block)))
+                split = self._split(await render(place_in_system(messages, block)))
             except Unrenderable:
                 pass
+            else:
+                self._user_place = False
+                return split
         split = self._split(await render(place_in_user(messages, block)))
-        self._user_place = True
+        if self._user_place is None:
+            self._user_place = True
         return split
 
     def _split(self, text: str) -> Split:

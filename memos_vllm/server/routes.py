@@ -142,7 +142,8 @@ def update_memory(memory_id: str, body: UpdateRequest, service: Service, user: U
 @router.delete("/memories/{memory_id}", response_model=Deleted, responses=_MISSING)
 def delete_memory(memory_id: str, service: Service, user: User, user_id: UserId = None) -> Deleted:
     """Delete a memory, with every version and K/V file."""
-    writable(service, user, memory_id)
+    if service.readable(user, memory_id).owner != user:
+        raise Forbidden(f"Memory {memory_id!r} is not yours to delete; only its owner may.")
     service.vault.delete(memory_id, actor=user)
     return Deleted(message="Memory deleted.", deleted=1)
 

@@ -19,7 +19,7 @@ from memos_vllm.vault import Vault
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class MemoryService:
     """Vault, identity, search, prompts and (where splicing is on) the splicer. Its methods block: call them in threads.
 
@@ -50,6 +50,14 @@ class MemoryService:
             raise missing
         return cube
 
+    def named(self, user: str, memory_ids: Sequence[str]) -> tuple[MemCube, ...]:
+        """The memories that a request wants in its prompt. Raises NotFound; an expired one is as good as gone."""
+        cubes = tuple(self.readable(user, memory_id) for memory_id in dict.fromkeys(memory_ids))
+        for cube in cubes:
+            if cube.expired():
+                raise NotFound(f"Memory {cube.id!r} has expired.")
+        return cubes
+
     def splice(
         self,
         user: str,
@@ -72,7 +80,12 @@ class MemoryService:
             return SplicePrompt(fallback="splice-error")
 
     def written(self, user: str, cubes: Sequence[MemCube]) -> None:
-        """Have new text captured in the background, behind the scaffold of a chat without extras."""
-        if self.splicer is not None and self.scaffold is not None:
-            scaffold_ids = self.prompts.scaffold_ids(self.scaffold)
-            self.splicer.capture(user, cubes, scaffold_ids, [self.prompts.memory_ids(cube.text) for cube in cubes])
+        """Have new text captured in the background, behind the scaffold of a chat without extras.
+
+        Text over the token budget is not: search never puts it into a prompt.
+        """
+        if self.splicer is None or self.scaffold is None:
+            return
+        fitting = [cube for cube in cubes if self.prompts.count(cube.text) <= self.scheduler.token_budget]
+        memory_ids = [self.prompts.memory_ids(cube.text) for cube in fitting]
+        self.splicer.capture(user, fitting, self.prompts.scaffold_ids(self.scaffold), memory_ids)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memos_vllm.activation.compose import Part, compose
-from memos_vllm.activation.files import kv_path
+from memos_vllm.activation.files import all_written, sweep_temporaries
 from memos_vllm.activation.identity import KVIdentity, identity_of, kv_key
 from memos_vllm.activation.plan import sign
 from memos_vllm.activation.repair import RepairPolicy, parse_policy
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memos_vllm.vault import Vault
 
 SHARED = ""
-"""Owner of the scaffold's K/V: it holds the chat template's own tokens, no memory."""
+"""Owner of the scaffold's K/V: the chat template's own tokens. Behind any other scaffold nothing is kept."""
 
 
 class KVSplicer:
@@ -51,7 +51,7 @@ class KVSplicer:
         """See `Splicer.prepare`. A cube is keyed by its own owner, so that readers of a shared cube share its K/V."""
         policy = parse_policy(repair) if repair else self.policy
         jobs = self._jobs(cubes, scaffold_ids, cube_ids)
-        ready = [self._has_kv(job) for job in jobs]
+        ready = [self._has_kv(job.cube_key) for job in jobs]
         self.queue.submit([job for job, has_kv in zip(jobs, ready, strict=True) if not has_kv])
         parts = [Part(job.cube_ids, job.cube_key if has_kv else None) for job, has_kv in zip(jobs, ready, strict=True)]
         plan = compose(Part(scaffold_ids, self._scaffold_key(scaffold_ids)), parts, policy) if any(ready) else None
@@ -83,13 +83,11 @@ class KVSplicer:
 
     def _scaffold_key(self, scaffold_ids: Sequence[int]) -> str | None:
         key = kv_key(self.identity, SHARED, (), scaffold_ids)
-        return key if kv_path(self.memory_dir, self.digest, key, 0, self.queue.world).exists() else None
+        return key if self._has_kv(key) else None
 
-    def _has_kv(self, job: CaptureJob) -> bool:
+    def _has_kv(self, key: str) -> bool:
         """In the manifest and on disk: a file that the engine found unusable is gone and will be made again."""
-        if self.vault.get_kv(job.cube_key) is None:
-            return False
-        return kv_path(self.memory_dir, self.digest, job.cube_key, 0, self.queue.world).exists()
+        return self.vault.get_kv(key) is not None and all_written(self.memory_dir, self.digest, key, self.queue.world)
 
 
 def make_splicer(engine_client: Any, state: Any, config: MemoryConfig, vault: Vault, secret: bytes) -> KVSplicer:
@@ -98,6 +96,7 @@ def make_splicer(engine_client: Any, state: Any, config: MemoryConfig, vault: Va
     world = engine_client.vllm_config.parallel_config.tensor_parallel_size
     assert config.memory_dir is not None
     memory_dir = config.memory_dir
+    sweep_temporaries(memory_dir)
     queue = CaptureQueue(engine_client, memory_dir, vault, identity.digest(), secret, world)
     queue.start()
     return KVSplicer(memory_dir, vault, identity, parse_policy(config.repair), secret, queue)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,8 +30,23 @@ def engine(random_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         HF_HUB_OFFLINE="1",
         MEMOS_PLAN_SECRET=SECRET.hex(),
     )
-    built = Engine(random_llama, tmp_path_factory.mktemp("memory"))
+    with hidden("llvmlite"):
+        built = Engine(random_llama, tmp_path_factory.mktemp("memory"))
     yield built
     built.close()
     os.environ.clear()
     os.environ.update(before)
+
+
+@contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """Take a loaded package out of `sys.modules` for a while.
+
+    A vLLM worker that starts looks into the attributes of every loaded module (`triton_utils/dispatcher.py`, 0.32), and
+    llvmlite's, which other tests load with bm25s, have a `__dict__` that is no dict.
+    """
+    taken = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == package}
+    try:
+        yield
+    finally:
+        sys.modules.update(taken)

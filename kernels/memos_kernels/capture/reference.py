@@ -15,8 +15,9 @@ def capture(
     """K[l, t] = cache_l.key[slot(start + t)], V likewise.
 
     caches: one paged cache for each layer; block_ids: int64 `[blocks of the request]`.
-    Returns K and V, `[layers, length, kv_heads, head_dim]`, in the caches' dtype and on their device.
+    Returns K and V, `[layers, length, kv_heads, head_dim]`, in the caches' dtype, on the host; the device holds one
+    layer's rows at a time.
     """
     blocks, offsets = slots(block_ids, block_size, start, length)
-    rows = [layout.read(cache, blocks, offsets) for cache in caches]
+    rows = [tuple(part.cpu() for part in layout.read(cache, blocks, offsets)) for cache in caches]
     return torch.stack([k for k, _ in rows]), torch.stack([v for _, v in rows])
