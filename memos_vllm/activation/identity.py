@@ -17,6 +17,8 @@ SAMPLE_BYTES = 1 << 10
 """Bytes read from the start, middle and end of every tensor for the model's fingerprint."""
 CHUNKS = 4096
 """Evenly spaced places where a weights file without a safetensors header is sampled."""
+MAX_HEADER = 100 << 20
+"""Bytes; what the safetensors format allows."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
 
@@ -43,25 +45,28 @@ def _tensor_places(path: Path) -> list[int]:
     """Offsets at the start, middle and end of every tensor of a safetensors file."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
+        header = json.loads(file.read(min(size, MAX_HEADER)))
     spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-    return [
-        8 + size + place
-        for start, end in spans
-        for place in (start, (start + end) // 2, max(start, end - SAMPLE_BYTES))
-    ]
+    places = [(start, (start + end) // 2, max(start, end - SAMPLE_BYTES)) for start, end in spans]
+    return sorted({8 + size + place for group in places for place in group})
+
+
+def _places(path: Path, size: int) -> list[int]:
+    if path.suffix == ".safetensors":
+        return _tensor_places(path)
+    return sorted({size * chunk // CHUNKS for chunk in range(CHUNKS)})
 
 
 def _sample(path: Path) -> bytes:
-    """Size and samples of a file: weights that were trained further differ in them, and 100 GB need not be read."""
+    """A small file as it is; of a weights file its size and samples: weights that were trained further differ in them,
+    and 100 GB need not be read. Raises ValueError for a safetensors file without a readable header.
+    """
+    if path.suffix not in WEIGHT_SUFFIXES:
+        return path.read_bytes()
     size = path.stat().st_size
-    weights = path.suffix in WEIGHT_SUFFIXES
-    places = _tensor_places(path) if path.suffix == ".safetensors" else [size * i // CHUNKS for i in range(CHUNKS)]
+    parts = [b"%d" % size]
     with path.open("rb") as file:
-        if not weights:
-            return file.read()
-        parts = [b"%d" % size]
-        for place in sorted(set(places)):
+        for place in _places(path, size):
             file.seek(place)
             parts.append(file.read(SAMPLE_BYTES))
     return b"".join(parts)

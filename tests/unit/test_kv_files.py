@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from memos_vllm.activation.files import KVCube, KVLabel, kv_path, read_header, read_kv, sweep_temporaries, write_kv
 from memos_vllm.activation.identity import KVIdentity, kv_key, model_fingerprint
@@ -62,8 +63,6 @@ def test_every_truncation_and_bit_flip_is_found(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_one_of_another_kind_are_unusable(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     with pytest.raises(KVUnusable):
         read_header(tmp_path / "none.safetensors")
     save_file({"k": torch.zeros(1)}, tmp_path / "other.safetensors")
@@ -98,17 +97,36 @@ def test_keys_differ_with_everything_that_changes_the_bytes() -> None:
     assert kv_key(IDENTITY, "maya", (1, 2), (3, 4)) in keys
 
 
-def test_a_model_keeps_its_fingerprint_when_it_moves_and_loses_it_when_it_changes(tmp_path: Path) -> None:
-    def model(name: str, weights: bytes) -> Path:
+def model_folder(folder: Path, **changes: torch.Tensor) -> Path:
+    """A model of three tensors, the first and the last much larger than what is sampled of a file's ends."""
+    folder.mkdir()
+    tensors = {name: torch.zeros(1 << 20) for name in ("embedding", "k_proj", "norm")} | changes
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_a_model_keeps_its_fingerprint_when_it_moves_and_loses_it_when_a_tensor_changes(tmp_path: Path) -> None:
+    first = model_fingerprint(model_folder(tmp_path / "a"))
+    assert model_fingerprint(model_folder(tmp_path / "b")) == first
+    for name in ("embedding", "k_proj", "norm"):
+        assert model_fingerprint(model_folder(tmp_path / name, **{name: torch.ones(1 << 20)})) != first
+    (tmp_path / "b" / "config.json").write_text('{"rope_theta": 1}')
+    model_fingerprint.cache_clear()
+    assert model_fingerprint(tmp_path / "b") != first
+
+
+def test_other_weight_files_are_sampled_all_over(tmp_path: Path) -> None:
+    def fingerprint(name: str, place: int) -> str:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.json").write_text("{}")
-        (folder / "model.safetensors").write_bytes(weights)
-        return folder
+        content = bytearray(1 << 20)
+        content[place] = 1
+        (folder / "pytorch_model.bin").write_bytes(content)
+        return model_fingerprint(folder)
 
-    first = model_fingerprint(model("a", b"weights"))
-    assert model_fingerprint(model("b", b"weights")) == first
-    assert model_fingerprint(model("c", b"Weights")) != first
+    assert len({fingerprint(str(place), place) for place in (0, 1000, 1 << 19, (1 << 20) - 1)}) == 4
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 6), st.booleans()), max_size=60))
