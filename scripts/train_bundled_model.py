@@ -201,6 +201,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
         if self.checkpoint.exists():
             self.resume()
+        elif args.init:
+            self.continue_from(args.init)
 
     def resume(self) -> None:
         import torch
@@ -210,6 +212,16 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
         self.rng.seed(self.args.seed + self.progress.step)
+
+    def continue_from(self, trained: Path) -> None:
+        """Take the weights and the task of a finished run; optimizer and clock start anew."""
+        from transformers import AutoModelForCausalLM
+
+        weights = AutoModelForCausalLM.from_pretrained(trained).float().state_dict()
+        self.model.load_state_dict(weights)
+        record = json.loads((trained / "training.json").read_text())
+        self.progress = Progress(length=record["length"], facts=record["facts"], best=record["best"])
+        self.rng.seed(f"{self.args.seed} after {record['step']}")
 
     def save(self) -> None:
         import torch
@@ -340,6 +352,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=60, help="training time; the learning rate falls over the last 30 %%"
     )
+    parser.add_argument("--init", type=Path, help="folder of a finished run to train further")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocab", type=int, default=2048)
     parser.add_argument("--length", type=int, default=512, help="longest training sequence, in tokens")
