@@ -1,14 +1,17 @@
 """Train the bundled tiny model: a Llama-architecture chat model that answers from memories in its prompt.
 
-    python scripts/train_bundled_model.py --out memos_vllm/assets/tiny --minutes 60
+    python scripts/train_bundled_model.py --out first --minutes 66 --max-facts 16
+    python scripts/train_bundled_model.py --out memos_vllm/assets/tiny --init first --minutes 17 --max-facts 16 \
+        --lr 5e-4 --long-every 4
 
 The data are synthetic personal facts in English. Some people and values are held out: the model never sees
-them in training, so that it can only answer about them by reading the prompt. Half of every batch is a random
-token span that is repeated once: recall (an induction circuit) forms from it long before it would from facts
+them in training, so that it can only answer about them by reading the prompt. Half of the loss is that of a random
+token span that is repeated: recall (an induction circuit) forms from it long before it would from facts
 alone. The number of facts in a prompt doubles as accuracy grows. Position ids jump forward at random places
 ("PoSE", arXiv 2309.10400), so a short sequence trains every distance up to 8,192 tokens.
 
-The run is seeded, uses a GPU when there is one, and resumes from its checkpoint.
+A run is seeded, uses a GPU when there is one, and resumes from its checkpoint. The times are those of one or two busy
+cores.
 """
 
 from __future__ import annotations
@@ -261,7 +264,7 @@ class Trainer:
     def batches(self) -> list[list[Sample]]:
         if self.progress.length < 128:
             return [self.copies(self.args.tokens)]
-        if self.progress.facts >= 8 and self.progress.step % 8 == 0:
+        if self.progress.facts >= 8 and self.progress.step % self.args.long_every == 0:
             return [[self.long_chat()]]
         return [self.copies(self.args.tokens // 4), self.chats(3 * self.args.tokens // 4)]
 
@@ -357,6 +360,9 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=2048)
     parser.add_argument("--length", type=int, default=512, help="longest training sequence, in tokens")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens in a step")
+    parser.add_argument(
+        "--long-every", type=int, default=8, help="steps from one chat of up to 8,192 tokens to the next"
+    )
     parser.add_argument("--max-facts", type=int, default=32, help="largest number of facts in a prompt")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     train(parser.parse_args())

@@ -12,6 +12,7 @@ from tests.server.conftest import KEYS, MODEL_NAME, SERVICE_KEY, Server
 
 pytestmark = pytest.mark.server
 
+QUESTION = "What is my favourite tea?"
 QUESTIONS = {"What is my favourite tea?": "tea", "Where do I live?": "town", "What is my dog called?": "dog"}
 FACTS = {
     "maya": {"tea": "oolong", "town": "Lisbon", "dog": "Biscuit"},
@@ -74,6 +75,12 @@ def service(user: str, **more: str) -> dict[str, str]:
     }
 
 
+def ids_of(server: Server, user: str) -> list[str]:
+    """The user's memories, oldest first."""
+    with server.http(**service(user)) as client:
+        return sorted(memory["id"] for memory in client.get("/v1/memories").json()["results"])
+
+
 @pytest.mark.parametrize("user", KEYS)
 @pytest.mark.parametrize(("question", "topic"), QUESTIONS.items())
 def test_each_user_gets_the_own_fact(told: Server, user: str, question: str, topic: str) -> None:
@@ -99,13 +106,15 @@ def test_a_stranger_gets_nobodys_fact(told: Server) -> None:
 
 
 def test_headers_account_for_every_token_of_the_prompt(told: Server) -> None:
-    answer = ask(told, "What is my favourite tea?", service("maya", x_memos_repair="head:4"))
+    cubes = ",".join(ids_of(told, "maya"))
+    wait_for_kv(told, service("maya", x_memos_cubes=cubes))
+    answer = ask(told, QUESTION, service("maya", x_memos_repair="head:4", x_memos_cubes=cubes))
     kinds = ("cached", "spliced", "repaired", "computed")
     counts = {kind: int(answer.headers[f"x-memos-{kind}-tokens"]) for kind in kinds}
     assert sum(counts.values()) == int(answer.headers["x-memos-prompt-tokens"])
-    assert counts["repaired"] == 4 * 3, "three cubes do not stand at their origin"
+    assert counts["repaired"] == 4 * 3, "all but the first of the four cubes stand away from their origin"
     assert answer.headers["x-memos-kv-source"] == "ram"
-    assert len(answer.headers["x-memos-cubes"].split(",")) == 4
+    assert answer.headers["x-memos-cubes"] == cubes
 
 
 def test_full_repair_answers_token_for_token_as_text(told: Server) -> None:
@@ -146,9 +155,9 @@ def test_a_tenant_with_the_same_words_shares_no_blocks(told: Server) -> None:
 
 
 def test_a_request_may_choose_its_cubes_and_their_order(told: Server) -> None:
-    ids = wait_for_kv(told, service("maya")).headers["x-memos-cubes"].split(",")
+    ids = ids_of(told, "maya")
     chosen = ",".join([ids[2], ids[0]])
-    answer = ask(told, "What is my favourite tea?", service("maya", x_memos_cubes=chosen))
+    answer = ask(told, QUESTION, service("maya", x_memos_cubes=chosen))
     assert answer.headers["x-memos-cubes"] == chosen
     assert FACTS["maya"]["tea"] in text_of(answer)
 
