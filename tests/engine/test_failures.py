@@ -169,3 +169,20 @@ def test_the_layout_equals_vllms_own_writer(engine: Engine) -> None:
         read_k, read_v = layout.read(theirs, slots // block_size, slots % block_size)
         assert torch.equal(read_k, k)
         assert torch.equal(read_v, v)
+
+
+def test_blocks_of_a_failed_load_are_not_met_again(engine: Engine) -> None:
+    """The same plan under the same salt, after the failure and once its cube has been captured anew, stays right."""
+    scaffold, parts, rest = build(engine, (26, 40, [(0, 190), (0, 170)], 9))
+    prompt, plan = prompt_of(scaffold, parts, rest), plan_for(scaffold, parts, "full")
+    plain = engine.ask(prompt)
+    engine.forget_ram()
+    flip_a_byte(engine.path(parts[1]), parts[1], engine)
+    failed = engine.ask(prompt, plan, salt="unlucky", tokens=1)
+    assert failed.report["fallback"] == "load-failed"
+    assert failed.distance(plain) <= TOLERANCE
+    engine.capture(scaffold, parts[1].ids)
+    again = engine.ask(prompt, plan, salt="unlucky")
+    assert again.report["cached"] > 0
+    assert again.tokens == plain.tokens
+    assert again.distance(plain) <= TOLERANCE
