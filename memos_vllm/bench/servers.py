@@ -95,6 +95,9 @@ def server_environ(model: str, gpu: bool) -> dict[str, str]:
         environ["HF_HUB_OFFLINE"] = "1"
     if not gpu:
         environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        # vLLM chooses fewer compute threads without a KV connector than with one; all servers get the same.
+        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
     return environ
 
 
