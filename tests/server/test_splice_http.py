@@ -60,9 +60,10 @@ def wait_for_kv(server: Server, headers: dict[str, str], question: str = "What i
 
 @pytest.fixture(scope="module")
 def told(keyed_server: Server) -> Server:
-    """The server, once both users have told it their facts and their K/V are there."""
+    """The server, once both users have told it their facts, and nothing else, and their K/V are there."""
     for user, key in KEYS.items():
         with keyed_server.http(authorization=f"Bearer {key}") as client:
+            client.delete("/v1/memories").raise_for_status()
             messages = [{"role": "user", "content": sentence} for sentence in sentences(user)]
             client.post("/v1/memories", json={"messages": messages}).raise_for_status()
         wait_for_kv(keyed_server, {"authorization": f"Bearer {key}"})
