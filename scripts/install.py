@@ -51,7 +51,8 @@ def main() -> None:
 def wanted_stamp() -> str:
     """Changes with whatever set-up depends on, the folder included: scripts in .venv hold absolute paths."""
     digest = hashlib.sha256(f"{ROOT}\n{sys.version}\n".encode())
-    for path in (ROOT / "pyproject.toml", LOCK, Path(__file__)):
+    sources = sorted((ROOT / "csrc").iterdir())
+    for path in (ROOT / "pyproject.toml", LOCK, Path(__file__), ROOT / "CMakeLists.txt", *sources):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

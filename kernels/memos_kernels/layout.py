@@ -19,6 +19,9 @@ class Layout(Protocol):
     Rows are `[tokens, kv_heads, head_dim]` in the cache's dtype.
     """
 
+    @property
+    def head_dim(self) -> int: ...
+
     def read(
         self, cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,7 +35,9 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class StridedLayout:
-    """K in the first half of the last dimension, V in the second: FlashAttention and Triton attention on CUDA."""
+    """K in the first half of the last dimension, V in the second: FlashAttention, Triton attention and FlashInfer on
+    CUDA. vLLM's physical layouts (LBNHC, LBHNC, LHBNC, BLHNC, BLNHC, BHLNC) differ in the strides alone.
+    """
 
     head_dim: int
 
@@ -80,7 +85,21 @@ class CpuVecLayout:
         values[blocks, :, offsets] = v
 
 
-def slots(block_ids: torch.Tensor, block_size: int, start: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Block id and offset of the tokens `[start, start + length)` of a request whose blocks are `block_ids`."""
-    positions = torch.arange(start, start + length, device=block_ids.device)
-    return block_ids[positions // block_size], positions % block_size
+@dataclass(frozen=True)
+class Slots:
+    """Where tokens lie: their numbers, counted from the first, their block ids and their places in the blocks."""
+
+    tokens: torch.Tensor
+    blocks: torch.Tensor
+    offsets: torch.Tensor
+
+
+def slots(block_table: torch.Tensor, block_size: int, start: int, length: int) -> Slots:
+    """Slots of the tokens `[start, start + length)` of a request, those in a block with a negative id left out.
+
+    Raises IndexError when the block table is too short.
+    """
+    positions = torch.arange(start, start + length, device=block_table.device)
+    blocks = block_table[positions // block_size]
+    tokens = (blocks >= 0).nonzero().flatten()
+    return Slots(tokens, blocks[tokens], (positions % block_size)[tokens])

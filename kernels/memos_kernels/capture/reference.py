@@ -7,17 +7,23 @@ from collections.abc import Sequence
 import torch
 
 from memos_kernels.layout import Layout, slots
+from memos_kernels.rows import Rows, new_rows
 
 
 def capture(
-    caches: Sequence[torch.Tensor], layout: Layout, block_ids: torch.Tensor, block_size: int, start: int, length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """K[l, t] = cache_l.key[slot(start + t)], V likewise.
-
-    caches: one paged cache for each layer; block_ids: int64 `[blocks of the request]`.
-    Returns K and V, `[layers, length, kv_heads, head_dim]`, in the caches' dtype, on the host; the device holds one
-    layer's rows at a time.
-    """
-    blocks, offsets = slots(block_ids, block_size, start, length)
-    rows = [tuple(part.cpu() for part in layout.read(cache, blocks, offsets)) for cache in caches]
-    return torch.stack([k for k, _ in rows]), torch.stack([v for _, v in rows])
+    caches: Sequence[torch.Tensor],
+    layout: Layout,
+    block_table: torch.Tensor,
+    block_size: int,
+    start: int,
+    length: int,
+    out: Rows | None = None,
+) -> Rows:
+    """See `memos_kernels.capture.capture`. The device holds one layer's rows at a time."""
+    k, v = out if out is not None else new_rows(caches, layout, block_table, length)
+    at = slots(block_table.to(caches[0].device), block_size, start, length)
+    for layer, cache in enumerate(caches):
+        k_rows, v_rows = layout.read(cache, at.blocks, at.offsets)
+        k[layer, at.tokens.to(k.device)] = k_rows.to(k.device)
+        v[layer, at.tokens.to(v.device)] = v_rows.to(v.device)
+    return k, v

@@ -11,39 +11,37 @@ from collections.abc import Sequence
 import torch
 
 from memos_kernels.layout import Layout, slots
+from memos_kernels.rotation import Rotation
 
 
-def rotate(k: torch.Tensor, delta: int, inv_freq: torch.Tensor) -> torch.Tensor:
-    """Rotate keys by `delta` positions, NeoX style (halves, not pairs), in fp32, once.
+def rotate(k: torch.Tensor, delta: int, rope: Rotation) -> torch.Tensor:
+    """Rotate keys `[..., head_dim]` by `delta` positions, in fp32, once.
 
-    k: `[..., head_dim]`; inv_freq: fp32 `[rotary_dim / 2]`, dimensions past rotary_dim are left alone.
     Returns a tensor like k; the same object when delta is 0.
     """
     if delta == 0:
         return k
-    angle = (delta * inv_freq.double()).to(k.device)  # fp64: |delta * inv_freq| can be thousands of radians
-    cos, sin = angle.cos().float(), angle.sin().float()
-    half = inv_freq.numel()
-    a, b, rest = k[..., :half].float(), k[..., half : 2 * half].float(), k[..., 2 * half :]
-    return torch.cat([(a * cos - b * sin).to(k.dtype), (b * cos + a * sin).to(k.dtype), rest], dim=-1)
+    cos, sin = (part.to(k.device) for part in rope.cos_sin(delta))
+    pairs, rest = k[..., : rope.rotary_dim].float(), k[..., rope.rotary_dim :]
+    a, b = (pairs[..., 0::2], pairs[..., 1::2]) if rope.interleaved else pairs.chunk(2, dim=-1)
+    a, b = a * cos - b * sin, b * cos + a * sin
+    turned = torch.stack([a, b], dim=-1).flatten(-2) if rope.interleaved else torch.cat([a, b], dim=-1)
+    return torch.cat([turned.to(k.dtype), rest], dim=-1)
 
 
 def splice(
     caches: Sequence[torch.Tensor],
     layout: Layout,
-    block_ids: torch.Tensor,
+    block_table: torch.Tensor,
     block_size: int,
     start: int,
     k: torch.Tensor,
     v: torch.Tensor,
     delta: int,
-    inv_freq: torch.Tensor,
+    rope: Rotation,
 ) -> None:
-    """cache_l.key[slot(start + t)] = rotate(K[l, t], delta), cache_l.value[slot(start + t)] = V[l, t]; in place.
-
-    k, v: `[layers, length, kv_heads, head_dim]` in the caches' dtype; delta: new position minus captured position.
-    """
-    blocks, offsets = slots(block_ids, block_size, start, k.shape[1])
-    k = rotate(k, delta, inv_freq)
+    """See `memos_kernels.splice.splice`."""
+    at = slots(block_table.to(caches[0].device), block_size, start, k.shape[1])
     for cache, k_rows, v_rows in zip(caches, k, v, strict=True):
-        layout.write(cache, blocks, offsets, k_rows.to(cache.device), v_rows.to(cache.device))
+        new_k, new_v = (rows.to(cache.device)[at.tokens] for rows in (k_rows, v_rows))
+        layout.write(cache, at.blocks, at.offsets, rotate(new_k, delta, rope), new_v)
