@@ -11,10 +11,15 @@ from memos_vllm.activation.repair import Placed, RepairPolicy
 
 @dataclass(frozen=True)
 class Part:
-    """A run of prompt tokens and the key of its KV cube; None when it has none (text between cubes, a cold cube)."""
+    """A run of prompt tokens and the key of its KV cube; None when it has none (text between cubes, a cold cube).
+
+    deviation, relevance: what repair policies choose by, see `Placed`.
+    """
 
     ids: Sequence[int]
     key: str | None = None
+    deviation: Sequence[float] | None = None
+    relevance: Sequence[tuple[int, int, float]] | None = None
 
 
 def compose(scaffold: Part, parts: Sequence[Part], policy: RepairPolicy) -> SplicePlan | None:
@@ -34,7 +39,9 @@ def compose(scaffold: Part, parts: Sequence[Part], policy: RepairPolicy) -> Spli
     cover = keyed[-1][0] + len(keyed[-1][1].ids)
     origin = len(scaffold.ids)
     segments = [Segment(part.key or "", start, len(part.ids)) for start, part in keyed]
-    spans = policy.spans([Placed(start, len(part.ids), exact=start == origin) for start, part in keyed])
+    spans = policy.spans(
+        [Placed(start, len(part.ids), start == origin, part.deviation, part.relevance) for start, part in keyed]
+    )
     spans += [(start, start + len(part.ids)) for start, part in placed if not part.key and start < cover]
     if scaffold.key and origin:
         segments.insert(0, Segment(scaffold.key, 0, origin))

@@ -35,6 +35,7 @@ class KVIdentity(msgspec.Struct, frozen=True):
     rope: str
     quantization: str = ""
     adapter: str = ""
+    """Name and version of the LoRA adapter that the K/V were made with; empty without one."""
 
     def digest(self) -> str:
         """32 hex digits."""
@@ -132,6 +133,22 @@ def identity_of(vllm_config: Any) -> KVIdentity:
         quantization=str(model.quantization or ""),
         rope=json.dumps(rope_parameters(model.hf_text_config), sort_keys=True, default=str),
     )
+
+
+@lru_cache(maxsize=4096)
+def _adapter_version(path: str, changed: int) -> str:
+    """32 hex digits over an adapter's files; `changed` (nanoseconds) only keeps the cache from growing stale."""
+    files = sorted(file for file in Path(path).iterdir() if file.suffix in (*WEIGHT_SUFFIXES, ".json"))
+    return _fingerprint(files)
+
+
+def with_adapter(identity: KVIdentity, name: str, path: str) -> KVIdentity:
+    """The identity of K/V made with the LoRA adapter `name`, whose files lie in the folder `path`.
+
+    Raises OSError when the folder cannot be read.
+    """
+    changed = max(entry.stat().st_mtime_ns for entry in (Path(path), *Path(path).iterdir()))
+    return msgspec.structs.replace(identity, adapter=f"{name}@{_adapter_version(path, changed)}")
 
 
 def kv_key(identity: KVIdentity, owner: str, scaffold_ids: Sequence[int], token_ids: Sequence[int]) -> str:

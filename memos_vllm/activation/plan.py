@@ -50,8 +50,10 @@ class Window(msgspec.Struct, frozen=True, array_like=True):
 class SplicePlan(msgspec.Struct, frozen=True):
     """Segments and windows, each in ascending order and without overlap among themselves.
 
-    `captures` name the ranges of this prompt to be kept as KV cubes once they are computed.
-    `prompt` is the hash of the tokens the plan speaks of: a plan fits no other prompt.
+    `captures` name the ranges of this prompt to be kept as KV cubes once they are computed; `compare` the ranges whose
+    K/V are set against those of a cube that is kept already, to learn which of its tokens lean on what is before them.
+    `drops` are the keys of cubes that were deleted. `prompt` is the hash of the tokens the plan speaks of: a plan fits
+    no other prompt.
     """
 
     segments: tuple[Segment, ...] = ()
@@ -59,11 +61,18 @@ class SplicePlan(msgspec.Struct, frozen=True):
     cover: int = 0
     captures: tuple[Segment, ...] = ()
     prompt: str = ""
+    compare: tuple[Segment, ...] = ()
+    drops: tuple[str, ...] = ()
 
     @property
     def extent(self) -> int:
         """Number of leading prompt tokens that the plan binds."""
-        return max([self.cover, *(segment.end for segment in self.captures)])
+        return max([self.cover, *(segment.end for segment in (*self.captures, *self.compare))])
+
+    @property
+    def builds(self) -> bool:
+        """Whether the request is run for its K/V alone, in the background."""
+        return bool(self.captures or self.compare)
 
     def digest(self) -> str:
         """Hex digest of everything that shapes the K/V: equal plans may share blocks, others must not."""
@@ -89,16 +98,17 @@ def merge(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def validate(plan: SplicePlan) -> None:
     """Raise PlanRefused unless the plan keeps its invariants."""
-    groups: tuple[Sequence[Segment | Window], ...] = (plan.segments, plan.windows, plan.captures)
+    inside: tuple[Sequence[Segment | Window], ...] = (plan.segments, plan.windows)
+    groups: tuple[Sequence[Segment | Window], ...] = (*inside, plan.captures, plan.compare)
     for parts in groups:
         ends = [0]
         for part in parts:
             if part.start < ends[-1] or part.length <= 0:
                 raise PlanRefused("the splice plan's parts overlap, are empty or are out of order")
             ends.append(part.end)
-        if parts is not plan.captures and ends[-1] > plan.cover:
-            raise PlanRefused("a part of the splice plan lies beyond its cover")
-    covered = merge([(part.start, part.end) for group in groups[:2] for part in group])
+    if any(part.end > plan.cover for parts in inside for part in parts):
+        raise PlanRefused("a part of the splice plan lies beyond its cover")
+    covered = merge([(part.start, part.end) for parts in inside for part in parts])
     if covered != ([(0, plan.cover)] if plan.cover else []):
         raise PlanRefused("the splice plan leaves tokens below its cover without K/V")
 

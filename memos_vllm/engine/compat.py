@@ -8,9 +8,18 @@ from memos_vllm.activation.identity import rope_parameters
 from memos_vllm.errors import StartError
 
 SUPPORTED_VLLM = "0.32."
-SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3")
-SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""Full attention and NeoX-style rotary embedding in every layer; each has its own test."""
+SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+INTERLEAVED_ARCHITECTURES = ("Glm4ForCausalLM",)
+"""Rotary embedding of neighbouring dimensions (GPT-J style); the others pair the two halves (NeoX style)."""
+SUPPORTED_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "StableLmForCausalLM",
+    *INTERLEAVED_ARCHITECTURES,
+)
+"""Full attention and rotary embedding in every layer; each has its own test."""
 REMEDY = "start with --memory-splice off: memories then enter the prompt as text"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memos_kernels.rotation import Rotation
 from memos_kernels.splice import rotate
 
 from memos_vllm.activation.compose import Part, capture_plan, compose
@@ -60,7 +61,7 @@ class Answer:
 class Engine:
     """An `LLM` with MemosConnector, and helpers that speak of cubes rather than of requests."""
 
-    def __init__(self, model: Path, memory_dir: Path, **options: Any) -> None:
+    def __init__(self, model: Path, memory_dir: Path, ram_bytes: int = 1 << 28, **options: Any) -> None:
         from vllm import LLM
 
         self.model_path, self.memory_dir = model, memory_dir
@@ -69,7 +70,7 @@ class Engine:
             "kv_connector_module_path": "memos_vllm.engine.connector",
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"memory_dir": str(memory_dir), "ram_bytes": 1 << 28},
+            "kv_connector_extra_config": {"memory_dir": str(memory_dir), "ram_bytes": ram_bytes},
         }
         settings: dict[str, Any] = {
             "skip_tokenizer_init": True,
@@ -101,19 +102,31 @@ class Engine:
         return next(self._salts)
 
     def ask(
-        self, ids: Sequence[int], plan: SplicePlan | None = None, *, salt: str | None = None, tokens: int = 4
+        self,
+        ids: Sequence[int],
+        plan: SplicePlan | None = None,
+        *,
+        salt: str | None = None,
+        tokens: int = 4,
+        lora: Any = None,
     ) -> Answer:
-        return self.ask_all([(ids, plan, salt)], tokens=tokens)[0]
+        return self.ask_all([(ids, plan, salt)], tokens=tokens, loras=[lora] if lora else None)[0]
 
     def ask_all(
-        self, requests: Sequence[tuple[Sequence[int], SplicePlan | None, str | None]], *, tokens: int = 4
+        self,
+        requests: Sequence[tuple[Sequence[int], SplicePlan | None, str | None]],
+        *,
+        tokens: int = 4,
+        loras: list[Any] | None = None,
     ) -> list[Answer]:
         """Answer requests side by side; each is (prompt ids, plan, cache salt or None for a fresh one)."""
         prompts, sampling = [], []
         for ids, plan, salt in requests:
             prompts.append({"prompt_token_ids": list(ids), "cache_salt": salt or self.fresh_salt()})
             sampling.append(self._sampling(sign(plan, SECRET) if plan else None, tokens))
-        return [self._answer(output) for output in self.llm.generate(prompts, sampling, use_tqdm=False)]
+        return [
+            self._answer(output) for output in self.llm.generate(prompts, sampling, use_tqdm=False, lora_request=loras)
+        ]
 
     def ask_raw(self, ids: Sequence[int], kv_transfer_params: dict[str, Any]) -> Answer:
         prompt = {"prompt_token_ids": list(ids), "cache_salt": self.fresh_salt()}
@@ -146,10 +159,25 @@ class Engine:
         assert part.key
         return kv_path(self.memory_dir, self.identity.digest(), part.key)
 
+    @property
+    def half(self) -> Any:
+        return self.core.scheduler.connector.scheduler_half
+
+    @property
+    def tiers(self) -> Any:
+        return self.half.residency.tiers
+
     def forget_ram(self) -> None:
-        """Empty the RAM tier, as a restart does."""
-        for key in list(self.worker.pool._cubes):
-            self.worker.pool.drop(key)
+        """Empty the RAM tier, as a restart does; the workers hear of it with the next step."""
+        for key in list(self.tiers._entries):
+            self.tiers.drop(key)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless tiers, store and block allocator balance with no request in the engine."""
+        self.half.check_integrity()
+        self.worker.store.check_integrity()
+        pool = self.core.scheduler.kv_cache_manager.block_pool
+        assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # block 0 is vLLM's null block
 
     def preemptions(self) -> int:
         return int(sum(m.value for m in self.llm.get_metrics() if m.name == "vllm:num_preemptions"))
@@ -182,7 +210,7 @@ class Oracle:
 
         self.model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
         config = self.model.config
-        self.inv_freq = self.model.model.rotary_emb.inv_freq.clone()
+        self.rotation = Rotation(self.model.model.rotary_emb.inv_freq.clone())
         self.layers = config.num_hidden_layers
 
     @torch.no_grad()
@@ -206,7 +234,7 @@ class Oracle:
             rows = slice(len(behind) + start - cube_start, len(behind) + end - cube_start)
             for layer in range(self.layers):
                 keys, values = made.layers[layer].keys[:, :, rows], made.layers[layer].values[:, :, rows]
-                past.update(rotate(keys, cube_start - len(behind), self.inv_freq), values, layer)
+                past.update(rotate(keys, cube_start - len(behind), self.rotation), values, layer)
         out = self.prefill(prompt[plan.cover :], past)
         logits: torch.Tensor = out.logits[0, -1]
         return logits.log_softmax(-1)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from memos_kernels.layout import CpuVecLayout
 
-from memos_vllm.activation.compose import Part
+from memos_vllm.activation.compose import Part, capture_plan
 from memos_vllm.activation.files import KVLabel, read_kv, write_kv
+from memos_vllm.activation.identity import kv_key
 from memos_vllm.activation.plan import PARAMS_KEY, prompt_hash, sign
-from tests.engine.harness import SECRET, Engine, plan_for, prompt_of
-from tests.engine.test_splice_plans import TOLERANCE, build
+from memos_vllm.engine.rope import check_rotation
+from memos_vllm.errors import StartError
+from tests.engine.harness import SECRET, Engine, plan_for, prompt_of, wait_for
+from tests.engine.test_splice_plans import TOLERANCE, build, tokens
 
 
 def truncate(path: Path, part: Part, engine: Engine) -> None:
@@ -82,11 +84,38 @@ def test_unusable_kv_is_recomputed(engine: Engine, damage: Callable[[Path, Part,
 def test_missing_kv_is_prefilled_plainly(engine: Engine) -> None:
     scaffold, parts, rest = build(engine, (21, 40, [(0, 90), (0, 70)], 9))
     prompt = prompt_of(scaffold, parts, rest)
-    engine.path(parts[1]).unlink()
-    answer = engine.ask(prompt, plan_for(scaffold, parts, "none"))
     plain = engine.ask(prompt)
-    assert answer.report["fallback"] == "kv-missing"
-    assert answer.tokens == plain.tokens and answer.distance(plain) <= TOLERANCE  # the first cube stands at its origin
+    engine.path(parts[1]).unlink()
+    engine.forget_ram()
+    for cause in ("load-failed", "kv-missing"):  # found out the hard way, then known
+        answer = engine.ask(prompt, plan_for(scaffold, parts, "none"))
+        assert answer.report["fallback"] == cause
+        assert answer.tokens == plain.tokens and answer.distance(plain) <= TOLERANCE  # the first cube is at its origin
+
+
+def test_kv_that_cannot_be_written_is_used_from_ram_and_then_missed(engine: Engine) -> None:
+    """A file stands where the cube's folder should be: what a full disk does to a capture, for one cube alone."""
+    rng = random.Random(27)
+    scaffold, ids = engine.scaffold(tokens(rng, 40)), tokens(rng, 80)
+    part = Part(ids, kv_key(engine.identity, "maya", scaffold.ids, ids))
+    folder = engine.path(part).parent
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.touch()
+    prompt, plan = [*scaffold.ids, *ids, 5, 6, 7], plan_for(scaffold, [part], "none")
+    plain = engine.ask(prompt)
+    engine.ask([*scaffold.ids, *ids], capture_plan(scaffold, part), tokens=1)
+    wait_for(engine.path(scaffold))
+    in_ram = engine.ask(prompt, plan)
+    engine.forget_ram()
+    gone = engine.ask(prompt, plan)
+    folder.unlink()
+    assert "fallback" not in in_ram.report and in_ram.report["ram"] == 2
+    assert gone.report["fallback"] == "kv-missing" and gone.report["computed"] == 83
+    for answer in (in_ram, gone):
+        assert answer.tokens == plain.tokens and answer.distance(plain) <= TOLERANCE
+    engine.check_integrity()
 
 
 @pytest.mark.parametrize("policy", ["none", "full"])
@@ -102,7 +131,7 @@ def test_kv_comes_from_disk_after_the_ram_is_gone(engine: Engine, policy: str) -
     assert (again.report["ram"], again.report["disk"]) == (3, 0)
     assert warm.tokens == cold.tokens == again.tokens
     assert cold.distance(warm) == 0.0
-    engine.worker.pool.check_integrity()
+    engine.check_integrity()
 
 
 def test_a_plan_that_this_server_did_not_sign_is_refused(engine: Engine) -> None:
@@ -152,23 +181,16 @@ def test_a_window_already_cached_is_not_computed_again(engine: Engine, policy: s
     assert second.tokens == first.tokens and second.distance(first) <= TOLERANCE
 
 
-def test_the_layout_equals_vllms_own_writer(engine: Engine) -> None:
-    """`CpuVecLayout.write` against `cpu_attn_reshape_and_cache`: the same bytes in every slot of the cache."""
-    import torch
-    from vllm import _custom_ops as ops
+def test_a_rotation_that_is_not_the_models_is_refused(engine: Engine) -> None:
+    from vllm.model_executor.layers.rotary_embedding import _ROPE_DICT
 
-    layout = CpuVecLayout(64)
-    for block_size, dtype in itertools.product((32, 64, 128), (torch.float32, torch.bfloat16, torch.float16)):
-        slots = torch.tensor(random.Random(0).sample(range(6 * block_size), 150))
-        k, v = torch.randn(150, 2, 64).to(dtype), torch.randn(150, 2, 64).to(dtype)
-        ours, theirs = (torch.full((6, 2, block_size, 128), float("nan"), dtype=dtype) for _ in range(2))
-        layout.write(ours, slots // block_size, slots % block_size, k, v)
-        halves = theirs.view(6, 2, 2 * block_size, 64).chunk(2, dim=2)
-        ops.cpu_attn_reshape_and_cache(k, v, *halves, slots, "vec")
-        assert torch.equal(ours.nan_to_num(7.0), theirs.nan_to_num(7.0))
-        read_k, read_v = layout.read(theirs, slots // block_size, slots % block_size)
-        assert torch.equal(read_k, k)
-        assert torch.equal(read_v, v)
+    right = engine.worker.rotation
+    check_rotation(right, _ROPE_DICT.values())
+    for wrong in (replace(right, inv_freq=right.inv_freq * 1.01), replace(right, interleaved=True)):
+        with pytest.raises(StartError, match="--memory-splice off"):
+            check_rotation(wrong, _ROPE_DICT.values())
+    with pytest.raises(StartError, match="no rotary embedding"):
+        check_rotation(right, [])
 
 
 def test_blocks_of_a_failed_load_are_not_met_again(engine: Engine) -> None:
