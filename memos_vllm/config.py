@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from memos_vllm.errors import StartError
 
@@ -73,6 +73,15 @@ def _gib(text: str) -> float:
     return value
 
 
+def _one_of(*names: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"must be {', '.join(names[:-1])} or {names[-1]}")
+        return text
+
+    return parse
+
+
 def _switch(text: str) -> bool:
     if text not in ("on", "off"):
         raise ValueError("must be on or off")
@@ -108,14 +117,40 @@ class MemoryConfig:
         "repair",
         "POLICY",
         str,
-        "Which spliced tokens are computed anew: none, head:K for the first K of each memory, or full "
-        "(default: head:16).",
+        "Which spliced tokens are computed anew: none, head:K for the first K of each memory, full for all, "
+        "deviation:R, guided:R or mixed:R for the share R of them that seems to need it most (default: head:16).",
+    )
+    promote: Literal["auto", "all", "off"] = _flag(
+        "auto",
+        "promote",
+        "{auto,all,off}",
+        _one_of("auto", "all", "off"),
+        "Which memories become K/V: auto for long, often used and pinned ones, all, or off for none (default: auto).",
     )
     keys: Path | None = _flag(
         None, "keys", "FILE", _path, "TOML file of API keys and their users; with it every memory needs a key."
     )
     kv_ram_gib: float = _flag(
         4.0, "kv-ram-gib", "GIB", _gib, "Host RAM for K/V of memories, in GiB; the rest is on disk (default: 4)."
+    )
+    kv_disk_gib: float = _flag(
+        64.0, "kv-disk-gib", "GIB", _gib, "Most GiB of KV files; the least worth are removed first (default: 64)."
+    )
+    kv_eviction: str = _flag(
+        "cost",
+        "kv-eviction",
+        "POLICY",
+        str,
+        "Which K/V make room when RAM or disk is full: lru for those used longest ago, or cost for those that are "
+        "cheapest to lose by size, rebuild time and use (default: cost).",
+    )
+    kv_dtype: str = _flag(
+        "auto",
+        "kv-dtype",
+        "{auto,int8,fp8}",
+        _one_of("auto", "int8", "fp8"),
+        "How K/V of memories are stored: auto as the model made them, int8 or fp8 in half the room or less at some "
+        "loss (default: auto).",
     )
     max_gib: float | None = _flag(
         None, "max-gib", "GIB", _gib, "Most GiB the vault's store may grow to (default: until the disk is full)."
@@ -124,6 +159,10 @@ class MemoryConfig:
     @property
     def kv_ram_bytes(self) -> int:
         return int(self.kv_ram_gib * GIB)
+
+    @property
+    def kv_disk_bytes(self) -> int:
+        return int(self.kv_disk_gib * GIB)
 
     @property
     def max_bytes(self) -> int | None:

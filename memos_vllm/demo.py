@@ -19,9 +19,9 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from memos_vllm.bench.arguments import BUNDLED
 from memos_vllm.bench.client import Client, Timed
 from memos_vllm.bench.machine import gpu_names
-from memos_vllm.bench.options import BUNDLED
 from memos_vllm.bench.servers import SERVED_NAME, ServerFailed, running, server_environ
 from memos_vllm.bench.stats import Quartiles
 from memos_vllm.bench.text import shares, text_of
@@ -83,6 +83,7 @@ def _demo(model: str, console: Console) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="memos-demo-") as temporary:
         folder = Path(temporary)
         flags = ["--memory-dir", str(folder / "memory"), "--memory-token-budget", "4096", "--max-model-len", "4096"]
+        flags += ["--memory-promote", "all"]  # the demo's facts are short, and it waits for the K/V of each
         flags += [] if gpu else ["--dtype", "float32", "--enforce-eager"]
         console.print(
             "[bold]1. A server with memory[/]: vLLM, started by [cyan]memos-vllm serve MODEL --memory-dir DIR[/]"

@@ -10,6 +10,10 @@ from memos_vllm.errors import BadInput
 _HEADER_FILTERS = frozenset(Header.__struct_fields__) - {"metadata", "access", "licence"}
 
 
+Scored = list[tuple[int, int, float]]
+"""`[start, end)` characters of a text with a score above 0; scores of one query compare."""
+
+
 @dataclass(frozen=True)
 class Hit:
     """A cube and how well it matches: above 0, or 0 where it was only the most recent. Scores of one search compare."""
@@ -23,6 +27,10 @@ class Operator(Protocol):
 
     def search(self, principal: str, query: str, *, top_k: int, filters: Mapping[str, Any] | None = None) -> list[Hit]:
         """At most `top_k` hits, best first, without expired cubes. Raises BadInput, VaultUnavailable."""
+        ...
+
+    def sentence_scores(self, query: str, text: str) -> Scored:
+        """The sentences of one text that the query is about, in order; cheap enough for every prompt."""
         ...
 
 

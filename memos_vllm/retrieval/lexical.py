@@ -1,29 +1,22 @@
 """BM25 over stemmed words (bm25s, method `lucene`), one index a principal."""
 
-import re
 import threading
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import bm25s
 import numpy as np
-import Stemmer
-from bm25s.stopwords import STOPWORDS_EN_PLUS
 
 from memos_vllm.cube import MemCube, now
-from memos_vllm.retrieval.base import Hit, matches, text_of
+from memos_vllm.retrieval.base import Hit, Scored, matches, text_of
+from memos_vllm.retrieval.sentences import sentence_scores
+from memos_vllm.retrieval.words import words_of
 from memos_vllm.vault import Vault
 
 MAX_INDEXES = 256
-
-# Chinese and Japanese put no spaces between words, Korean writes particles onto them: read by characters.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_WORD = re.compile(f"[{_UNSPACED}]+|[^\\W{_UNSPACED}_]+")
-_STOPWORDS = frozenset(re.findall(r"\w+", " ".join(STOPWORDS_EN_PLUS)))
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,10 @@ class LexicalOperator:
         recent = sorted(index.cubes, key=lambda cube: (cube.header.updated, cube.id), reverse=True)
         return list(islice(_admitted((Hit(cube, 0.0) for cube in recent), filters or {}), top_k))
 
+    def sentence_scores(self, query: str, text: str) -> Scored:
+        """See `Operator.sentence_scores`."""
+        return sentence_scores(query, text)
+
     def _index(self, principal: str) -> _Index:
         """The principal's index, built anew when their memories have changed."""
         revision = self._vault.revision(principal)
@@ -95,19 +92,3 @@ def _build(revision: int, cubes: list[MemCube], known: Mapping[tuple[str, int], 
     bm25 = bm25s.BM25()
     bm25.index([words[cube.id, cube.version] for cube in cubes], show_progress=False)
     return _Index(revision, cubes, words, bm25)
-
-
-def words_of(text: str) -> Iterator[str]:
-    """Stemmed words without English stop words; characters and their pairs for scripts without spaces."""
-    runs = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-    # A Stemmer object is not safe to share between threads.
-    yield from Stemmer.Stemmer("english").stemWords(
-        [run for run in runs if run not in _STOPWORDS and not _unspaced(run)]
-    )
-    for run in filter(_unspaced, runs):
-        yield from run
-        yield from map("".join, pairwise(run))
-
-
-def _unspaced(run: str) -> bool:
-    return re.match(f"[{_UNSPACED}]", run) is not None

@@ -17,18 +17,18 @@ class MemScheduler:
         self._top_k = top_k
         self.token_budget = token_budget
 
-    def choose(self, principal: str, query: str, count_tokens: Callable[[str], int]) -> list[MemCube]:
+    def choose(self, principal: str, query: str, count_tokens: Callable[[MemCube], int]) -> list[MemCube]:
         """The best cubes that fit, in id order: the same set gives the same prompt, whatever the query.
 
         Only the principal's own cubes: a grant lets others offer text, not put it into somebody's prompts unasked.
         A cube that does not fit is passed over, a smaller one after it may still get in.
-        `count_tokens` gives the tokens that a cube's text takes in the prompt. Raises VaultUnavailable.
+        `count_tokens` gives the tokens that a cube takes in the prompt. Raises VaultUnavailable.
         """
         room = self.token_budget
         chosen = []
         for hit in self._operator.search(principal, query, top_k=self._top_k, filters={"owner": principal}):
             if isinstance(hit.cube.payload, Plaintext):
-                tokens = count_tokens(hit.cube.text)
+                tokens = count_tokens(hit.cube)
                 if tokens <= room:
                     room -= tokens
                     chosen.append(hit.cube)

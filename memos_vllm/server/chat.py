@@ -16,6 +16,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from anyio import to_thread
@@ -24,7 +25,15 @@ from vllm.exceptions import VLLMClientError
 from memos_vllm.cube import MemCube
 from memos_vllm.errors import MemosError
 from memos_vllm.server import metrics
-from memos_vllm.server.injection import REPORT_KEY, EngineReport, RequestMemory, SplicePrompt, current_memory
+from memos_vllm.server.injection import (
+    REPORT_KEY,
+    Adapter,
+    Asked,
+    EngineReport,
+    RequestMemory,
+    SplicePrompt,
+    current_memory,
+)
 from memos_vllm.server.prompt import Message, Split, Unrenderable, last_user_text
 from memos_vllm.server.rendering import ChatRenderer
 from memos_vllm.server.service import MemoryService
@@ -43,6 +52,20 @@ class MemoryPrompt:
     splice: SplicePrompt
     token_ids: list[int] | None = None
     messages: list[Message] | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The memories of a prompt in order: by age when search chose them, else as the request named them."""
+
+    cubes: list[MemCube]
+    chosen_by_search: bool
+
+    def fitting(self, lengths: Sequence[int], room: int) -> slice:
+        """Which of them go into the room; the oldest are left out first, or the ones that were named last."""
+        order = lengths[::-1] if self.chosen_by_search else lengths
+        count = sum(total <= room for total in accumulate(order))
+        return slice(len(lengths) - count, None) if self.chosen_by_search else slice(count)
 
 
 class ChatHooks:
@@ -98,7 +121,9 @@ class ChatHooks:
             return self._as_messages(cubes, messages, error.cause)
         limit = prompt_limit(request.build_tok_params(self._online_renderer.model_config))
         unspliceable = self._unspliceable(request) or await self._foreign_scaffold(split.scaffold)
-        prompt = await to_thread.run_sync(self._as_tokens, memory, cubes, split, limit, unspliceable)
+        asked = Asked(user, query, unspliceable, memory.repair, self._adapter(request))
+        choice = Choice(cubes, chosen_by_search=memory.named is None)
+        prompt = await to_thread.run_sync(self._as_tokens, asked, choice, messages, split, limit)
         if len(prompt.cubes) < len(cubes):
             fall_back(memory, "context-full")
         return prompt if prompt.cubes else None
@@ -120,22 +145,27 @@ class ChatHooks:
 
     def _unspliceable(self, request: Any) -> str | None:
         """Why a request's prompt must be computed in full; None when it need not."""
-        if request.model and not self._models.is_base_model(request.model):
+        base = not request.model or self._models.is_base_model(request.model)
+        if not base and request.model not in self._models.lora_requests:
             return "adapter"
         return "prompt-logprobs" if getattr(request, "prompt_logprobs", None) is not None else None
 
+    def _adapter(self, request: Any) -> Adapter | None:
+        """The LoRA adapter that the request names as its model."""
+        lora = self._models.lora_requests.get(request.model)
+        return Adapter(lora.lora_name, lora.lora_path, lora) if lora else None
+
     def _as_tokens(
-        self, memory: RequestMemory, cubes: list[MemCube], split: Split, limit: int, unspliceable: str | None
+        self, asked: Asked, choice: Choice, messages: list[Message], split: Split, limit: int
     ) -> MemoryPrompt:
-        """The prompt as tokens; where the context is too short for all memories, the oldest are left out."""
-        prompts = self._service.prompts
-        scaffold, rest = prompts.scaffold_ids(split.scaffold), prompts.rest_ids(split.rest)
-        memories = [prompts.memory_ids(cube.text) for cube in cubes]
-        while cubes and len(scaffold) + sum(map(len, memories)) + len(rest) > limit:
-            cubes, memories = cubes[1:], memories[1:]
-        assert memory.caller is not None
-        user = memory.caller.user
-        splice = self._service.splice(user, cubes, scaffold, memories, rest, unspliceable, memory.repair)
+        """The prompt as tokens; where the context is too short for all memories, some are left out."""
+        service = self._service
+        scaffold, pieces = service.prompts.scaffold_ids(split.scaffold), service.cut(asked, messages, split.rest)
+        rest = [token for piece in pieces for token in piece.ids]
+        memories = [service.tokens(cube) for cube in choice.cubes]
+        kept = choice.fitting([len(ids) for ids in memories], limit - len(scaffold) - len(rest))
+        cubes, memories = choice.cubes[kept], memories[kept]
+        splice = service.splice(asked, cubes, scaffold, memories, pieces)
         token_ids = [*scaffold, *(token for ids in memories for token in ids), *rest]
         return MemoryPrompt(tuple(cubes), splice, token_ids=token_ids)
 
@@ -160,6 +190,7 @@ class ChatHooks:
         memory.cubes, memory.splice, memory.prompt_ids = prompt.cubes, prompt.splice, inputs[0]["prompt_token_ids"]
         if prompt.splice.fallback:
             fall_back(memory, prompt.splice.fallback)
+        self._service.uses.note(cube.id for cube in prompt.cubes)
         metrics.prompts().labels("spliced" if prompt.splice.kv_transfer_params else "text").inc()
         return conversation, inputs
 
@@ -201,6 +232,8 @@ def _report(memory: RequestMemory, output: Any) -> EngineReport:
         )
     if report.fallback:
         metrics.fallbacks().labels(report.fallback).inc()
+    for source in ("cached", "spliced", "repaired", "computed"):
+        metrics.prompt_tokens().labels(source).inc(getattr(report, source))
     return report
 
 

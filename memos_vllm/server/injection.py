@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import BaseModel, Field
 
 from memos_vllm.cube import MemCube
 from memos_vllm.governance.identity import Caller
+
+if TYPE_CHECKING:
+    from memos_vllm.server.pieces import Piece
 
 REPORT_KEY = "memos"
 """Our key in the `kv_transfer_params` of a `RequestOutput`: the engine's account of a splice."""
@@ -33,37 +38,96 @@ class SplicePrompt:
     fallback: str | None = None
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """The LoRA adapter of a request; `request` is vLLM's LoRARequest."""
+
+    name: str
+    path: str
+    request: Any
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request wants of its prompt. `caller`: its user; `query`: the text that the memories are to answer.
+
+    `unspliceable`: why the prompt must be computed in full, None when it need not; `repair`: the request's own policy,
+    or `off` for memories as text, None for the server's.
+    """
+
+    caller: str
+    query: str = ""
+    unspliceable: str | None = None
+    repair: str | None = None
+    adapter: Adapter | None = None
+
+
+Spans = list[tuple[int, int, float]]
+"""Token ranges `[start, end)` of a cube with a score above 0 for a query."""
+
+State = Literal["kv", "building", "text"]
+
+
+class ActivationState(BaseModel):
+    """In which form a memory enters prompts, and why."""
+
+    state: State = Field(description="kv: spliced; building: being captured; text: computed in every prompt.")
+    reason: str
+    tokens: int = Field(description="Tokens that the memory takes of a prompt.")
+    bytes: int = Field(description="Size of its K/V; 0 while there are none.")
+    uses: int = Field(description="Prompts that it was put into.")
+    saves_ms: float = Field(description="Estimated time that each use as K/V saves over one as text.")
+    pinned: bool
+
+
 class Splicer(Protocol):
-    """Turns the three parts of a memory prompt into a splice plan. Called in worker threads, several at a time."""
+    """Turns the three parts of a memory prompt into a splice plan. Called in worker threads, several at a time.
+
+    takes_pieces: whether texts of the rest may become K/V too.
+    """
+
+    takes_pieces: bool
 
     def prepare(
         self,
-        caller_user: str,
+        asked: Asked,
         cubes: Sequence[MemCube],
         scaffold_ids: Sequence[int],
         cube_ids: Sequence[Sequence[int]],
-        rest_ids: Sequence[int],
-        repair: str | None = None,
+        rest: Sequence[Piece] = (),
+        relevance: Sequence[Spans] | None = None,
     ) -> SplicePrompt:
-        """Plan the prompt `scaffold_ids + cube_ids[0] + … + rest_ids`; cubes without K/V are captured afterwards.
+        """Plan the prompt `scaffold_ids + cube_ids[0] + … + rest[0].ids + …`; cubes without K/V, and pieces of the rest
+        that are sent often, are captured afterwards where that is worth it.
 
-        `cube_ids[i]` are the tokens of `cubes[i]`; `repair` replaces the server's repair policy. Raises MemosError; the
-        prompt then runs as plain text.
+        `cube_ids[i]` are the tokens of `cubes[i]`, `relevance[i]` its spans that matter for the query. Raises
+        MemosError; the prompt then runs as plain text.
         """
 
-    def capture(
-        self,
-        caller_user: str,
-        cubes: Sequence[MemCube],
-        scaffold_ids: Sequence[int],
-        cube_ids: Sequence[Sequence[int]],
-    ) -> None:
-        """Ask for a background capture of cubes that were just written; returns at once."""
+    def capture(self, cubes: Sequence[MemCube], scaffold_ids: Sequence[int], cube_ids: Sequence[Sequence[int]]) -> None:
+        """Ask for a background capture of cubes that were just written or pinned; returns at once."""
+
+    def describe(
+        self, cubes: Sequence[MemCube], scaffold_ids: Sequence[int], cube_ids: Sequence[Sequence[int]]
+    ) -> list[ActivationState]:
+        """The form of each cube. Raises MemosError."""
+
+    def needs_relevance(self, repair: str | None) -> bool:
+        """Whether the repair policy of a request asks for `relevance`."""
+
+    def forget(self, kv_keys: Sequence[str], owner: str = "") -> None:
+        """K/V that were deleted: they leave the engine's memory too, and are not captured any more. Returns at once.
+
+        Of an `owner`, nothing that still waits to be captured is.
+        """
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What the engine did with one prompt, in tokens; `ram` and `disk` say where spliced tokens came from."""
+    """What the engine did with one prompt, in tokens.
+
+    `ram` and `disk` count the KV cubes spliced from there.
+    """
 
     cached: int = 0
     spliced: int = 0

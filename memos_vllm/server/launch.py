@@ -112,7 +112,13 @@ def _turn_on_splicing(memory: MemoryConfig, args: argparse.Namespace) -> None:
         kv_connector_module_path="memos_vllm.engine.connector",
         kv_role="kv_both",
         kv_load_failure_policy="recompute",
-        kv_connector_extra_config={"memory_dir": str(memory.memory_dir), "ram_bytes": memory.kv_ram_bytes},
+        kv_connector_extra_config={
+            "memory_dir": str(memory.memory_dir),
+            "ram_bytes": memory.kv_ram_bytes,
+            "disk_bytes": memory.kv_disk_bytes,
+            "eviction": memory.kv_eviction,
+            "kv_dtype": memory.kv_dtype,
+        },
     )
     model = getattr(args, "model_tag", None) or args.model
     engine_args = AsyncEngineArgs.from_cli_args(argparse.Namespace(**{**vars(args), "model": model}))

@@ -1,10 +1,15 @@
-"""Prometheus counters of the API process; vLLM's `/metrics` shows them."""
+"""Prometheus metrics of the API process; vLLM's `/metrics` shows them beside its own and the engine's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
-from prometheus_client import Counter
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+_SEARCH_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_CAPTURE_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 @cache
@@ -20,13 +25,68 @@ def prompts() -> Counter:
 
 
 @cache
+def prompt_tokens() -> Counter:
+    """Tokens of prompts that carried memories, by what became of them.
+
+    `cached` in the prefix cache, `spliced` from K/V, `repaired` and `computed` by the model.
+    """
+    return Counter("memos_prompt_tokens", "Tokens of prompts that carried memories", ["source"])
+
+
+@cache
+def search_seconds() -> Histogram:
+    """Time to choose the memories of a prompt."""
+    return Histogram("memos_search_seconds", "Time to choose the memories of a prompt", buckets=_SEARCH_SECONDS)
+
+
+@cache
 def captures() -> Counter:
     """Background captures of cubes, by outcome (`done`, `failed`, `dropped`)."""
     return Counter("memos_captures", "Background captures of cubes", ["outcome"])
 
 
+@cache
+def capture_seconds() -> Histogram:
+    """Time of a capture from its prefill to its row in the manifest."""
+    return Histogram("memos_capture_seconds", "Time of a capture, manifest included", buckets=_CAPTURE_SECONDS)
+
+
+@cache
+def captures_waiting() -> Gauge:
+    """Captures in the queue."""
+    return Gauge("memos_captures_waiting", "Captures in the queue", multiprocess_mode="livesum")
+
+
+@cache
+def promotions() -> Counter:
+    """Cubes that were chosen to become K/V, by reason (`long`, `hot`, `pinned`, `all`, `piece`)."""
+    return Counter("memos_promotions", "Cubes chosen to become K/V", ["reason"])
+
+
+@cache
+def demotions() -> Counter:
+    """K/V that are text again, by cause: `gone` from disk, `idle` for long, `superseded` by an update, `deleted`."""
+    return Counter("memos_demotions", "K/V that are text again", ["cause"])
+
+
+def engine_loads(registry: CollectorRegistry = REGISTRY) -> tuple[float, float, float]:
+    """What the engine's metrics tell of its splices so far: bytes, seconds, and number of splices."""
+    wanted = {"memos_kv_loaded_bytes_total": 0.0, "memos_kv_load_seconds_sum": 0.0, "memos_kv_load_seconds_count": 0.0}
+    for family in registry.collect():
+        for sample in family.samples:
+            if sample.name in wanted and sample.labels.get("tier", "ram") == "ram":
+                wanted[sample.name] += sample.value
+    loaded, seconds, splices = wanted.values()
+    return loaded, seconds, splices
+
+
+ALL: tuple[Callable[[], Any], ...] = (
+    *(fallbacks, prompts, prompt_tokens, search_seconds),
+    *(captures, capture_seconds, captures_waiting, promotions, demotions),
+)
+
+
 def create() -> None:
-    """Register the counters. With several API servers vLLM must have set its multiprocess directory before."""
-    fallbacks()
-    prompts()
-    captures()
+    """Register the metrics. With several API servers vLLM must have set its multiprocess directory before."""
+    for metric in ALL:
+        metric()

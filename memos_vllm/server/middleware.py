@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memos_vllm.activation.repair import parse_policy
 from memos_vllm.cube import MemCube
-from memos_vllm.errors import BadInput, MemosError
+from memos_vllm.errors import BadInput, Conflict, MemosError
 from memos_vllm.governance.identity import Caller, resolve
 from memos_vllm.server.errors import error_response
 from memos_vllm.server.injection import RequestMemory, current_memory
@@ -29,6 +29,18 @@ MEMORY_PATHS = frozenset(("/v1/chat/completions", "/v1/messages", "/v1/responses
 """Routes whose prompts carry memories."""
 
 SEARCH_PATHS = frozenset(("/v1/memories/search", "/v1/search"))
+
+WEIGHT_PATHS = frozenset(
+    (
+        *("/init_weight_transfer_engine", "/start_weight_update", "/start_draft_weight_update", "/update_weights"),
+        *("/finish_weight_update", "/collective_rpc"),
+    )
+)
+"""Routes of vLLM that put other weights into the engine. K/V of memories are of the weights it was started with.
+
+`/sleep`, `/wake_up` and `/reset_prefix_cache` leave the weights alone, and K/V of memories lie outside of what they
+clear.
+"""
 
 MAX_HELD = 16
 """Messages of an answer that may wait for the engine's report."""
@@ -54,6 +66,7 @@ class MemoryMiddleware:
         headers = Headers(scope=scope)
         try:
             service.ring.user_of(api_key(headers))  # strangers are refused before their body is read
+            _refuse_new_weights(service, path_of(scope))
             body, receive = await _buffered(scope, headers, receive)
             memory = await open_memory(service, scope, headers, body)
         except MemosError as error:
@@ -125,6 +138,15 @@ async def open_memory(service: MemoryService, scope: Scope, headers: Headers, bo
         repair=repair,
         named=await to_thread.run_sync(_named, service, caller, named) if caller and named else None,
     )
+
+
+def _refuse_new_weights(service: MemoryService, path: str) -> None:
+    """Raises Conflict."""
+    if service.splicer is not None and path in WEIGHT_PATHS:
+        raise Conflict(
+            f"{path} could change the weights that K/V of memories were made with: start with --memory-splice off, "
+            "or restart with the new weights."
+        )
 
 
 def _named(service: MemoryService, caller: Caller, ids: str) -> tuple[MemCube, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from memos_vllm import config
+from memos_vllm.activation.policies import parse_eviction
 from memos_vllm.activation.repair import parse_policy
 from memos_vllm.config import FLAGS, MemoryConfig
 from memos_vllm.errors import BadInput, StartError
@@ -72,10 +73,11 @@ def check_start(memory: MemoryConfig, given: Collection[str]) -> None:
     _refuse_bypasses(given)
     if memory.splice:
         _refuse_owned(given)
-    try:
-        parse_policy(memory.repair)
-    except BadInput as error:
-        raise StartError(f"{FLAGS['repair'].option}: {error}") from None
+    for name, parse in (("repair", parse_policy), ("kv_eviction", parse_eviction)):
+        try:
+            parse(getattr(memory, name))
+        except BadInput as error:
+            raise StartError(f"{FLAGS[name].option}: {error}") from None
     KeyRing.load(memory.keys)
     with Vault.open(memory.memory_dir, max_bytes=memory.max_bytes) as vault:
         _refuse_full(memory.memory_dir, vault.stats()["used_bytes"], memory.max_bytes)

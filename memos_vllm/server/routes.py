@@ -10,9 +10,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 
 from memos_vllm.cube import MemCube
-from memos_vllm.errors import BadInput, Forbidden
+from memos_vllm.errors import BadInput, Forbidden, Unauthorized
 from memos_vllm.governance.acl import may_write
 from memos_vllm.server.injection import current_memory
+from memos_vllm.server.middleware import api_key
 from memos_vllm.server.schemas import (
     AddRequest,
     Change,
@@ -65,10 +66,29 @@ def writable(service: MemoryService, user: str, memory_id: str) -> MemCube:
     return cube
 
 
-@router.get("/memories/health", response_model=Health)
-def health(service: Service) -> Health:
-    """Whether the vault answers, and what it holds."""
-    return Health(status="ok", splice=service.splicer is not None, vault=service.vault.stats())
+def owned(service: MemoryService, user: str, memory_id: str) -> MemCube:
+    """The user's own memory. Raises NotFound and Forbidden."""
+    cube = service.readable(user, memory_id)
+    if cube.owner != user:
+        raise Forbidden(f"Memory {memory_id!r} is not yours: only its owner may do this.")
+    return cube
+
+
+def shown(service: MemoryService, cube: MemCube, user: str) -> Memory:
+    """The memory with its form, which is for its owner to know."""
+    state = service.activation([cube])[0] if cube.owner == user else None
+    return Memory.of(cube, user, activation=state)
+
+
+@router.get("/memories/health", response_model=Health, response_model_exclude_none=True)
+def health(request: Request, service: Service) -> Health:
+    """Whether the vault answers; where keys are required, a request with a key also learns what it holds."""
+    stats = service.vault.stats()
+    try:
+        service.ring.user_of(api_key(request.headers))
+    except Unauthorized:
+        return Health(status="ok", splice=service.splicer is not None)
+    return Health(status="ok", splice=service.splicer is not None, vault=stats)
 
 
 @router.post("/memories", response_model=Memories, response_model_exclude_none=True)
@@ -90,7 +110,7 @@ def add_memories(body: AddRequest, service: Service, user: User) -> Memories:
         for text in texts
     ]
     stored = service.vault.add(cubes, actor=user)
-    service.written(user, stored)
+    service.written(stored)
     return Memories(results=[Memory.of(cube, user, event="ADD") for cube in stored])
 
 
@@ -103,13 +123,17 @@ def list_memories(
     after: Annotated[str, Query(description="Id of the last memory of the page before.")] = "",
 ) -> Memories:
     """The user's own memories, oldest first."""
-    return Memories(results=[Memory.of(cube, user) for cube in service.vault.list(user, limit=limit, after=after)])
+    cubes = service.vault.list(user, limit=limit, after=after)
+    states = service.activation(cubes)
+    return Memories(
+        results=[Memory.of(cube, user, activation=state) for cube, state in zip(cubes, states, strict=True)]
+    )
 
 
 @router.delete("/memories", response_model=Deleted)
 def delete_memories(service: Service, user: User, user_id: UserId = None) -> Deleted:
     """Delete all of the user's own memories, with every version and K/V file."""
-    count, _ = service.vault.delete_owner(user, actor=user)
+    count = service.delete_owner(user)
     return Deleted(message=f"Deleted {count} memories of {user}.", deleted=count)
 
 
@@ -123,8 +147,8 @@ def search_memories(body: SearchRequest, service: Service, user: User) -> Memori
 
 @router.get("/memories/{memory_id}", response_model=Memory, response_model_exclude_none=True, responses=_MISSING)
 def get_memory(memory_id: str, service: Service, user: User, user_id: UserId = None) -> Memory:
-    """One memory."""
-    return Memory.of(service.readable(user, memory_id), user)
+    """One memory; its owner also sees in which form it enters prompts, and why."""
+    return shown(service, service.readable(user, memory_id), user)
 
 
 @router.put("/memories/{memory_id}", response_model=Memory, response_model_exclude_none=True, responses=_MISSING)
@@ -134,18 +158,33 @@ def update_memory(memory_id: str, body: UpdateRequest, service: Service, user: U
     if text is None:
         raise BadInput("There is no new text: send it as text.")
     writable(service, user, memory_id)
-    cube = service.vault.update(memory_id, text, actor=user, operation=body.operation, metadata=body.metadata)
-    service.written(user, [cube])
+    cube = service.update(
+        memory_id,
+        lambda: service.vault.update(memory_id, text, actor=user, operation=body.operation, metadata=body.metadata),
+    )
     return Memory.of(cube, user, event="UPDATE")
 
 
 @router.delete("/memories/{memory_id}", response_model=Deleted, responses=_MISSING)
 def delete_memory(memory_id: str, service: Service, user: User, user_id: UserId = None) -> Deleted:
     """Delete a memory, with every version and K/V file."""
-    if service.readable(user, memory_id).owner != user:
-        raise Forbidden(f"Memory {memory_id!r} is not yours to delete; only its owner may.")
-    service.vault.delete(memory_id, actor=user)
+    owned(service, user, memory_id)
+    service.delete(memory_id, user)
     return Deleted(message="Memory deleted.", deleted=1)
+
+
+@router.post("/memories/{memory_id}/pin", response_model=Memory, response_model_exclude_none=True, responses=_MISSING)
+def pin_memory(memory_id: str, service: Service, user: User, user_id: UserId = None) -> Memory:
+    """Pin a memory: its K/V are made at once, and kept before all others."""
+    owned(service, user, memory_id)
+    return shown(service, service.pin(memory_id, True), user)
+
+
+@router.delete("/memories/{memory_id}/pin", response_model=Memory, response_model_exclude_none=True, responses=_MISSING)
+def unpin_memory(memory_id: str, service: Service, user: User, user_id: UserId = None) -> Memory:
+    """Let a memory's K/V go when room is short, as those of any other."""
+    owned(service, user, memory_id)
+    return shown(service, service.pin(memory_id, False), user)
 
 
 @router.get("/memories/{memory_id}/history", response_model=History, responses=_MISSING)

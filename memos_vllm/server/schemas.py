@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memos_vllm.cube import MemCube
 from memos_vllm.retrieval.base import Hit
+from memos_vllm.server.injection import ActivationState
 from memos_vllm.vault import Event
 
 Metadata = dict[str, str | int | float | bool | None]
@@ -94,7 +95,7 @@ class SearchRequest(BaseModel):
 
 
 class Memory(BaseModel):
-    """One memory. `score` is there in search results, `event` in answers to writes."""
+    """One memory. `score` is there in search results, `event` in answers to writes, `activation` for its owner."""
 
     id: str
     memory: str
@@ -107,9 +108,17 @@ class Memory(BaseModel):
     updated_at: str
     score: float | None = None
     event: Literal["ADD", "UPDATE"] | None = None
+    activation: ActivationState | None = None
 
     @classmethod
-    def of(cls, cube: MemCube, viewer: str, *, event: Literal["ADD", "UPDATE"] | None = None) -> Memory:
+    def of(
+        cls,
+        cube: MemCube,
+        viewer: str,
+        *,
+        event: Literal["ADD", "UPDATE"] | None = None,
+        activation: ActivationState | None = None,
+    ) -> Memory:
         """The memory as `viewer` sees it: who else may read it is the owner's to know."""
         header = cube.header
         return cls(
@@ -123,6 +132,7 @@ class Memory(BaseModel):
             created_at=header.created,
             updated_at=header.updated,
             event=event,
+            activation=activation,
         )
 
     @classmethod
@@ -181,7 +191,7 @@ class Health(BaseModel):
 
     status: Literal["ok"]
     splice: bool
-    vault: dict[str, Any]
+    vault: dict[str, Any] | None = None
 
 
 class ErrorDetail(BaseModel):

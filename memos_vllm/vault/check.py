@@ -8,7 +8,7 @@ from memos_vllm.cube import MemCube
 from memos_vllm.vault import keys
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.folder import kv_files
-from memos_vllm.vault.records import Damaged, Event, KVRecord, Record, decode
+from memos_vllm.vault.records import Damaged, Event, KVRecord, Record, Uses, decode
 
 STRAY_SECONDS = 600  # a younger KV file may be on its way into the manifest
 
@@ -32,8 +32,9 @@ class _Check:
         self._damaged = {key.hex() for key, _ in self._txn.scan("cubes")} - set(self._cubes)
         self._kv = dict(self._records("kv", KVRecord))
         doomed = dict(self._records("doomed", KVRecord))
-        for part in (self._ids(), self._index(), self._versions(), self._events(), self._revisions(), self._manifest()):
-            self._found.extend(part)
+        parts = (self._ids, self._index, self._versions, self._events, self._revisions, self._manifest, self._uses)
+        for part in parts:
+            self._found.extend(part())
         self._found.extend(self._files([*self._kv.values(), *doomed.values()]))
         yield from self._found
         yield from (f"{row.path}: to be removed with its memory, but still there" for row in doomed.values())
@@ -100,11 +101,24 @@ class _Check:
             if key != keys.digest(record.key):
                 yield f"kv {record.key}: lies under another key"
         wanted = {keys.of_cube(record.cube_id, record.key) for record in self._kv.values() if record.cube_id}
+        pieces = (record for record in self._kv.values() if record.owner and not record.cube_id)
+        wanted |= {keys.pieces_of(record.owner) + keys.digest(record.key) for record in pieces}
         present = {key for key, _ in self._txn.scan("kv_cubes")}
         yield from (f"kv_cubes {key.hex()}: row missing" for key in sorted(wanted - present))
         unreadable = {key for key, _ in self._txn.scan("kv")} - set(self._kv)
         extra = (key for key in sorted(present - wanted) if key[keys.ID_BYTES :] not in unreadable)
         yield from (f"kv_cubes {key.hex()}: row without a manifest row" for key in extra)
+        yield from self._pins(unreadable)
+
+    def _pins(self, unreadable: set[bytes]) -> Iterator[str]:
+        wanted = {key for key, record in self._kv.items() if record.pinned}
+        present = {key for key, _ in self._txn.scan("pins")} - unreadable
+        yield from (f"pins {key.hex()}: differs from its manifest row" for key in sorted(wanted ^ present))
+
+    def _uses(self) -> Iterator[str]:
+        present = {key.hex() for key, _ in self._records("uses", Uses)}
+        lost = present - set(self._cubes) - self._damaged
+        yield from (f"uses {cube_id}: row without a memory" for cube_id in sorted(lost))
 
     def _files(self, known: Iterable[KVRecord]) -> Iterator[str]:
         """Manifest rows have their file, of their size; files have a manifest row."""

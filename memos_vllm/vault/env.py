@@ -250,7 +250,9 @@ class Environment:
             try:
                 return {name: self._env.open_db(name.encode(), create=False) for name in DATABASES}
             except lmdb.NotFoundError as error:
-                raise NotAVault(f"{self.folder} lacks a database of this vault format; restore a backup.") from error
+                raise NotAVault(
+                    f"{self.folder} lacks a database of this vault format; start the server with it once."
+                ) from error
 
         return self._run(find, write=False) if self.readonly else self._run(create, write=True)
 

@@ -7,8 +7,10 @@
     grants     principal + id         16 + 16           cubes a principal may read without owning them
     revisions  principal              16                counter
     kv         digest(key)            16                KV manifest
-    kv_cubes   id + digest(key)       16 + 16           manifest rows of a cube
+    kv_cubes   id + digest(key)       16 + 16           manifest rows of a cube, or of an owner's pieces
     doomed     digest(key)            16                KV files whose cube is gone, until they are unlinked
+    pins       digest(key)            16                the key of each pinned row of the manifest
+    uses       id                     16                how often and when a cube entered a prompt
 
 Numbers are big-endian, so that LMDB's byte order is theirs. A principal and a KV key are stored by their BLAKE2b
 digest: LMDB keys end at 511 bytes, and a name of 128 characters may have more.
@@ -16,7 +18,10 @@ digest: LMDB keys end at 511 bytes, and a name of 128 characters may have more.
 
 import hashlib
 
-DATABASES = ("cubes", "versions", "events", "owners", "grants", "revisions", "kv", "kv_cubes", "doomed")
+DATABASES = (
+    *("cubes", "versions", "events", "owners", "grants", "revisions"),
+    *("kv", "kv_cubes", "doomed", "pins", "uses"),
+)
 ID_BYTES = 16
 
 
@@ -46,3 +51,8 @@ def of_principal(principal: str, cube_id: str) -> bytes:
 def of_cube(cube_id: str, kv_key: str) -> bytes:
     """Key of a `kv_cubes` row."""
     return cube_key(cube_id) + digest(kv_key)
+
+
+def pieces_of(owner: str) -> bytes:
+    """What stands for the id in the `kv_cubes` rows of K/V that belong to an owner but to no cube."""
+    return digest(f"\0pieces of {owner}")

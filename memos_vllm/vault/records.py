@@ -4,6 +4,7 @@ The checksum is xxh3_64 over database name, key, schema byte and msgpack, so tha
 lies under another record's key is found.
 """
 
+import math
 from typing import Literal, TypeVar
 
 import msgspec
@@ -15,6 +16,11 @@ SCHEMA = 1
 _HEAD_BYTES = 9
 
 Change = Literal["add", "update", "delete"]
+KVKind = Literal["cube", "scaffold", "piece"]
+Packed = bytes  # the builtin, whose name KVRecord gives to a field
+
+USE_HALF_LIFE = 86_400.0
+"""Seconds after which a use counts half."""
 
 
 class Damaged(Exception):
@@ -36,10 +42,13 @@ class Event(msgspec.Struct, frozen=True):
 class KVRecord(msgspec.Struct, frozen=True):
     """A row of the KV manifest: where the K/V of one cube version lie, and what they cost.
 
-    cube_id: "" for K/V that belong to no memory (a scaffold's)
+    cube_id: "" for K/V that belong to no memory
+    kind: `cube`; `scaffold`, which has no owner; `piece`, a prompt text that its owner repeats
     path: the KV file, relative to the memory directory, under `kv/`; with tensor parallelism rank 0's, and each rank's
         file lies beside it under a name that begins with `key.`
     bytes: size of these files together; build_seconds: time of the prefill that made them
+    deviation: one byte a token, how far its K/V move behind another text; empty where that was not measured
+    pinned: kept in memory while it fits, and never evicted from disk
     """
 
     key: str
@@ -52,12 +61,30 @@ class KVRecord(msgspec.Struct, frozen=True):
     checksum: str
     created: str
     build_seconds: float
+    deviation: Packed = b""
+    pinned: bool = False
+    kind: KVKind = "cube"
 
 
-Record = TypeVar("Record", MemCube, Event, KVRecord, int)
+class Uses(msgspec.Struct, frozen=True):
+    """How often a cube entered a prompt. heat: uses, each halved every USE_HALF_LIFE, as of `at` (Unix seconds)."""
+
+    count: int = 0
+    heat: float = 0.0
+    at: float = 0.0
+
+    def heat_at(self, now: float) -> float:
+        """The heat of `now`; a clock that went back cools nothing."""
+        return self.heat * math.exp2(-max(now - self.at, 0.0) / USE_HALF_LIFE)
+
+    def more(self, count: int, now: float) -> "Uses":
+        return Uses(self.count + count, self.heat_at(now) + count, max(now, self.at))
 
 
-def encode(value: MemCube | Event | KVRecord | int, database: str, key: bytes) -> bytes:
+Record = TypeVar("Record", MemCube, Event, KVRecord, Uses, int)
+
+
+def encode(value: MemCube | Event | KVRecord | Uses | int, database: str, key: bytes) -> bytes:
     body = msgspec.msgpack.encode(value)
     return bytes([SCHEMA]) + _checksum(database, key, SCHEMA, body) + body
 

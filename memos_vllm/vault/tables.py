@@ -1,4 +1,4 @@
-"""What one transaction does to the tables of `keys`: cubes with versions and index rows, events, the KV manifest."""
+"""What one transaction does to the tables of `keys`: cubes with versions and index rows, events, uses."""
 
 from collections.abc import Iterable
 
@@ -6,23 +6,24 @@ from memos_vllm.cube import MemCube, Plaintext, is_id, now
 from memos_vllm.errors import Conflict, NotFound, VaultUnavailable
 from memos_vllm.vault import keys
 from memos_vllm.vault.env import Txn
-from memos_vllm.vault.records import Change, Damaged, Event, KVRecord, Record, decode, encode
+from memos_vllm.vault.records import Change, Damaged, Event, KVRecord, Record, Uses, decode, encode
 
 
 def load(txn: Txn, database: str, key: bytes, kind: type[Record]) -> Record | None:
     """The record under a key, or None. Raises VaultUnavailable where it is damaged."""
     stored = txn.get(database, key)
-    return None if stored is None else _decoded(stored, kind, database, key)
+    return None if stored is None else decoded(stored, kind, database, key)
 
 
-def _decoded(stored: bytes, kind: type[Record], database: str, key: bytes) -> Record:
+def decoded(stored: bytes, kind: type[Record], database: str, key: bytes) -> Record:
+    """A record. Raises VaultUnavailable where it is damaged."""
     try:
         return decode(stored, kind, database, key)
     except Damaged as error:
         raise VaultUnavailable(f"Record {key.hex()} in {database} is damaged ({error}); restore a backup.") from error
 
 
-def store(txn: Txn, database: str, key: bytes, value: MemCube | Event | KVRecord | int) -> None:
+def store(txn: Txn, database: str, key: bytes, value: MemCube | Event | KVRecord | Uses | int) -> None:
     txn.put(database, key, encode(value, database, key))
 
 
@@ -71,8 +72,8 @@ def replace(txn: Txn, old: MemCube, new: MemCube, actor: str) -> None:
     log(txn, new, "update", actor)
 
 
-def remove(txn: Txn, cube: MemCube, actor: str) -> list[str]:
-    """A cube's texts, versions, index rows and manifest rows; an event stays. Returns its KV keys."""
+def remove(txn: Txn, cube: MemCube, actor: str) -> None:
+    """A cube's texts, versions, index rows and uses; an event stays."""
     key = keys.cube_key(cube.id)
     txn.delete("cubes", key)
     for row, _ in list(txn.scan("versions", key)):
@@ -80,11 +81,8 @@ def remove(txn: Txn, cube: MemCube, actor: str) -> list[str]:
     txn.delete("owners", keys.of_principal(cube.owner, cube.id))
     for grant in cube.header.access:
         txn.delete("grants", keys.of_principal(grant.principal, cube.id))
+    txn.delete("uses", key)
     log(txn, cube, "delete", actor)
-    records = manifest_of(txn, cube.id)
-    for record in records:
-        doom(txn, record)
-    return [record.key for record in records]
 
 
 def log(txn: Txn, cube: MemCube, operation: Change, actor: str) -> None:
@@ -96,13 +94,13 @@ def log(txn: Txn, cube: MemCube, operation: Change, actor: str) -> None:
 def events_of(txn: Txn, cube_id: str) -> list[Event]:
     """Oldest first, without texts."""
     rows = txn.scan("events", keys.cube_key(cube_id)) if is_id(cube_id) else ()
-    return [_decoded(stored, Event, "events", key) for key, stored in rows]
+    return [decoded(stored, Event, "events", key) for key, stored in rows]
 
 
 def texts_of(txn: Txn, cube_id: str) -> dict[int, str]:
     """Text of each version of a cube; empty where it was deleted."""
     key = keys.cube_key(cube_id)
-    versions = [_decoded(stored, MemCube, "versions", row) for row, stored in txn.scan("versions", key)]
+    versions = [decoded(stored, MemCube, "versions", row) for row, stored in txn.scan("versions", key)]
     current = load(txn, "cubes", key, MemCube)
     held = [*versions, current] if current else versions
     return {cube.version: cube.payload.content for cube in held if isinstance(cube.payload, Plaintext)}
@@ -118,41 +116,17 @@ def revision(txn: Txn, principal: str) -> int:
     return load(txn, "revisions", keys.digest(principal), int) or 0
 
 
-def put_manifest(txn: Txn, record: KVRecord) -> None:
-    """A row belongs to one cube: a second cube with the same K/V takes it over."""
-    key = keys.digest(record.key)
-    before = load(txn, "kv", key, KVRecord)
-    if before is not None:
-        txn.delete("kv_cubes", keys.of_cube(before.cube_id, before.key))
-    txn.delete("doomed", key)
-    store(txn, "kv", key, record)
-    if record.cube_id:
-        txn.put("kv_cubes", keys.of_cube(record.cube_id, record.key))
+def rewrite(txn: Txn, cube: MemCube) -> None:
+    """The same version of a cube with another header; owner and access stay."""
+    store(txn, "cubes", keys.cube_key(cube.id), cube)
 
 
-def manifest_row(txn: Txn, kv_key: str) -> KVRecord | None:
-    return load(txn, "kv", keys.digest(kv_key), KVRecord)
+def uses_of(txn: Txn, cube_id: str) -> Uses:
+    return load(txn, "uses", keys.cube_key(cube_id), Uses) or Uses()
 
 
-def manifest_of(txn: Txn, cube_id: str) -> list[KVRecord]:
-    rows = [key[keys.ID_BYTES :] for key, _ in txn.scan("kv_cubes", keys.cube_key(cube_id))]
-    found = (load(txn, "kv", row, KVRecord) for row in rows)
-    return [record for record in found if record is not None]
-
-
-def manifest(txn: Txn, database: str = "kv") -> list[KVRecord]:
-    """All rows of `kv` or `doomed`."""
-    return [_decoded(stored, KVRecord, database, key) for key, stored in txn.scan(database)]
-
-
-def doom(txn: Txn, record: KVRecord) -> None:
-    """Take a row out of the manifest and note its file for removal, so that a crash cannot leave the file behind."""
-    key = keys.digest(record.key)
-    txn.delete("kv", key)
-    txn.delete("kv_cubes", keys.of_cube(record.cube_id, record.key))
-    store(txn, "doomed", key, record)
-
-
-def forget(txn: Txn, record: KVRecord) -> None:
-    """The file of a doomed row is gone."""
-    txn.delete("doomed", keys.digest(record.key))
+def put_uses(txn: Txn, cube_id: str, uses: Uses) -> None:
+    """A cube that is gone meanwhile leaves nothing behind."""
+    key = keys.cube_key(cube_id)
+    if txn.get("cubes", key) is not None:
+        store(txn, "uses", key, uses)

@@ -8,12 +8,12 @@ from typing import Literal, Self
 
 import msgspec
 
-from memos_vllm.cube import MemCube, Scalar, checked_id, completed, now
+from memos_vllm.cube import MemCube, Priority, Scalar, checked_id, completed, now
 from memos_vllm.errors import BadInput, Conflict, NotFound, VaultUnavailable
-from memos_vllm.vault import folder, tables
+from memos_vllm.vault import folder, manifest, tables
 from memos_vllm.vault.check import problems_in
 from memos_vllm.vault.env import Environment, Txn, acquire, release
-from memos_vllm.vault.records import Event, KVRecord
+from memos_vllm.vault.records import Event, KVRecord, Uses
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Vault:
         self.readonly = readonly
         self._env = env
         self._released = False
+        self._known: tuple[int, frozenset[str]] | None = None
 
     @classmethod
     def open(
@@ -87,7 +88,7 @@ class Vault:
         operation: UpdateOperation = "overwrite",
         metadata: Mapping[str, Scalar] | None = None,
     ) -> MemCube:
-        """Store and return the next version of a cube.
+        """Store and return the next version of a cube; K/V of another text go with it.
 
         operation: `overwrite` the text; `append` a line; `merge` the lines that it lacks.
         metadata: these keys replace those of the same name. Raises NotFound, BadInput, TooLarge, Conflict.
@@ -97,8 +98,25 @@ class Vault:
             old = tables.newest(txn, cube_id)
             new = _next_version(old, text, actor, operation, metadata or {})
             tables.replace(txn, old, new, actor)
+            manifest.supersede(txn, new, same_text=old.payload == new.payload)
             tables.bump(txn, new.readers())
             return new
+
+        updated = self._writable().write(work)
+        self._bury()
+        return updated
+
+    def prioritise(self, cube_id: str, priority: Priority) -> MemCube:
+        """Give a cube another priority, without a new version; its K/V are pinned with it. Raises NotFound."""
+
+        def work(txn: Txn) -> MemCube:
+            old = tables.newest(txn, cube_id)
+            cube = MemCube(msgspec.structs.replace(old.header, priority=priority), old.payload)
+            if cube != old:
+                tables.rewrite(txn, cube)
+                manifest.pin(txn, cube)
+                tables.bump(txn, cube.readers())
+            return cube
 
         return self._writable().write(work)
 
@@ -107,11 +125,18 @@ class Vault:
 
         Returns the KV keys that are gone, for caches that hold their K/V. Raises NotFound.
         """
-        return self._delete(lambda txn: [tables.newest(txn, cube_id)], actor)[1]
+        return self._delete(lambda txn: ([tables.newest(txn, cube_id)], []), actor)[1]
 
     def delete_owner(self, owner: str, *, actor: str) -> tuple[int, KVKeys]:
-        """Remove every cube of an owner, as `delete` does. Returns their number and the KV keys that are gone."""
-        return self._delete(lambda txn: list(tables.cubes_under(txn, "owners", owner)), actor)
+        """Remove every cube of an owner, as `delete` does, and all other K/V made for them.
+
+        Returns the number of cubes and the KV keys that are gone.
+        """
+
+        def find(txn: Txn) -> tuple[Cubes, KVRecords]:
+            return list(tables.cubes_under(txn, "owners", owner)), manifest.pieces_of(txn, owner)
+
+        return self._delete(find, actor)
 
     def list(self, owner: str, *, limit: int | None = None, after: str = "") -> Cubes:
         """Newest versions of an owner's cubes, oldest cube first; `after` is the last id of the page before."""
@@ -148,34 +173,37 @@ class Vault:
     def put_kv(self, record: KVRecord) -> None:
         """Commit KV files that lie at their path already to the manifest.
 
-        Raises NotFound where the cube is gone or has a newer version (unlink the files then), Conflict where it has
-        another owner or the file is missing, BadInput where the path leaves `kv/`.
+        They are pinned where their cube is. Raises NotFound where the cube is gone or has a newer version (unlink the
+        files then), Conflict where it has another owner or the file is missing, BadInput where the path leaves `kv/`.
         """
         _check_path(record.path)
 
         def work(txn: Txn) -> None:
+            pinned = record.pinned
             if record.cube_id:
-                _check_cube(tables.newest(txn, record.cube_id), record)
+                cube = tables.newest(txn, record.cube_id)
+                _check_cube(cube, record)
+                pinned = manifest.is_pinned(cube)
             if not (self.path / record.path).exists():
                 raise Conflict(f"There is no KV file {record.path}; write it first.")
-            tables.put_manifest(txn, record)
+            manifest.put(txn, msgspec.structs.replace(record, pinned=pinned))
 
         self._writable().write(work)
 
     def get_kv(self, key: str) -> KVRecord | None:
-        return self._env.read(lambda txn: tables.manifest_row(txn, key))
+        return self._env.read(lambda txn: manifest.row(txn, key))
 
     def kv_of(self, cube_id: str) -> KVRecords:
         """Manifest rows of a cube, whichever its version."""
-        return self._env.read(lambda txn: tables.manifest_of(txn, checked_id(cube_id)))
+        return self._env.read(lambda txn: manifest.rows_of(txn, checked_id(cube_id)))
 
     def drop_kv(self, key: str) -> KVRecord | None:
         """Remove a manifest row and its KV file; returns the row, or None where there was none."""
 
         def work(txn: Txn) -> KVRecord | None:
-            record = tables.manifest_row(txn, key)
+            record = manifest.row(txn, key)
             if record is not None:
-                tables.doom(txn, record)
+                manifest.doom(txn, record)
             return record
 
         dropped = self._writable().write(work, frees=True)
@@ -184,7 +212,47 @@ class Vault:
 
     def iter_kv(self) -> KVRecords:
         """The whole manifest."""
-        return self._env.read(tables.manifest)
+        return self._env.read(manifest.rows)
+
+    def known_keys(self) -> frozenset[str]:
+        """Every KV key of the manifest; read anew only when it has changed."""
+        changes = self._env.read(manifest.changes)
+        known = self._known
+        if known is None or known[0] != changes:
+            known = self._known = (changes, frozenset(record.key for record in self.iter_kv()))
+        return known[1]
+
+    def pinned_keys(self) -> set[str]:
+        """KV keys of pinned cubes. Reads them alone, so it may be asked for often."""
+        return self._env.read(manifest.pinned)
+
+    def prune_kv(self) -> KVRecords:
+        """Remove the rows whose file is gone, evicted from disk or lost, and return them."""
+
+        def work(txn: Txn) -> KVRecords:
+            rows = (manifest.row(txn, key) for key in lost)
+            gone = [row for row in rows if row is not None and not (self.path / row.path).exists()]
+            manifest.doom_all(txn, gone)
+            return gone
+
+        lost = [record.key for record in self.iter_kv() if not (self.path / record.path).exists()]
+        gone = self._writable().write(work, frees=True) if lost else []
+        self._bury()
+        return gone
+
+    def add_uses(self, counts: Mapping[str, int], at: float) -> None:
+        """Count uses of cubes by id at a time (Unix seconds), in one transaction; cubes that are gone are left out."""
+
+        def work(txn: Txn) -> None:
+            for cube_id, count in counts.items():
+                tables.put_uses(txn, cube_id, tables.uses_of(txn, cube_id).more(count, at))
+
+        self._writable().write(work)
+
+    def uses_of(self, cube_ids: Iterable[str]) -> dict[str, Uses]:
+        """The stored uses of cubes, by id."""
+        ids = [*cube_ids]
+        return self._env.read(lambda txn: {cube_id: tables.uses_of(txn, checked_id(cube_id)) for cube_id in ids})
 
     def check(self) -> Problems:
         """Every fault of the vault, one line each; empty when it is sound. Writers wait until it is done.
@@ -201,7 +269,7 @@ class Vault:
 
         def work(txn: Txn) -> dict[str, int]:
             counts = {name: txn.count(name) for name in ("cubes", "versions", "events", "kv")}
-            return {**counts, "kv_bytes": sum(record.bytes for record in tables.manifest(txn))}
+            return {**counts, "kv_bytes": manifest.total_bytes(txn)}
 
         return {**self._env.read(work), **self._env.sizes()}
 
@@ -221,12 +289,14 @@ class Vault:
             raise VaultUnavailable("The vault is open for reading only.")
         return self._env
 
-    def _delete(self, find: Callable[[Txn], Cubes], actor: str) -> tuple[int, KVKeys]:
+    def _delete(self, find: Callable[[Txn], tuple[Cubes, KVRecords]], actor: str) -> tuple[int, KVKeys]:
         def work(txn: Txn) -> tuple[int, KVKeys]:
-            cubes = find(txn)
-            kv_keys = [key for cube in cubes for key in tables.remove(txn, cube, actor)]
+            cubes, records = find(txn)
+            for cube in cubes:
+                records += manifest.rows_of(txn, cube.id)
+                tables.remove(txn, cube, actor)
             tables.bump(txn, _readers(cubes))
-            return len(cubes), kv_keys
+            return len(cubes), manifest.doom_all(txn, records)
 
         deleted = self._writable().write(work, frees=True)
         self._bury()
@@ -236,9 +306,9 @@ class Vault:
         """Unlink the KV files of removed rows, inside the transaction that forgets them: `put_kv` cannot interleave."""
 
         def work(txn: Txn) -> None:
-            for record in tables.manifest(txn, "doomed"):
+            for record in manifest.rows(txn, "doomed"):
                 if all(map(_unlinked, folder.kv_files(self.path, record))):
-                    tables.forget(txn, record)
+                    manifest.forget(txn, record)
 
         if self._env.read(lambda txn: txn.count("doomed")):
             self._env.write(work, frees=True)

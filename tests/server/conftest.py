@@ -121,12 +121,12 @@ def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a key for each of two users and a service key; memories are spliced."""
+    """A server with a key for each of two users and a service key; memories are spliced, however short they are."""
     folder = tmp_path_factory.mktemp("keyed")
     keys = folder / "keys.toml"
     bound = [f'[[key]]\nkey = "{key}"\nuser = "{user}"\n' for user, key in KEYS.items()]
     keys.write_text("\n".join([*bound, f'[[key]]\nkey = "{SERVICE_KEY}"\n']))
-    with running_server(folder, "--memory-keys", str(keys)) as server:
+    with running_server(folder, "--memory-keys", str(keys), "--memory-promote", "all") as server:
         yield server
 
 

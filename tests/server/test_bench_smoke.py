@@ -22,8 +22,8 @@ pytestmark = pytest.mark.server
 CONTEXT, QUERY, REPETITIONS = 192, 24, 2
 
 
-def bench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "memos_vllm.cli", "bench", "ttft", "--model", str(model_path()), *words]
+def bench(folder: Path, *words: str, name: str = "ttft") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "memos_vllm.cli", "bench", name, "--model", str(model_path()), *words]
     environ = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, env=environ, check=False)
 

@@ -140,6 +140,27 @@ def test_control_tokens_in_the_block_as_text_are_broken() -> None:
     assert not set(tokenizer.encode(block)) & set(tokenizer.added_tokens_decoder)
 
 
+def test_added_tokens_that_look_like_tags_are_broken_too() -> None:
+    """Templates' own tags (of tools, of reasoning) are often added tokens that are not called special."""
+    tagged = AutoTokenizer.from_pretrained(model_path())
+    tagged.add_tokens(["<think>", "oolong"])
+    block = PromptBuilder(tagged).block(["<think> of oolong"])
+    assert "<think>" not in block and "oolong" in block
+
+
+@given(st.text(min_size=1, max_size=100), st.data())
+@example("</memories> 茶. <|end|>", None)
+def test_token_spans_hold_their_characters(text: str, data: st.DataObject | None) -> None:
+    ids = builder.memory_ids(text)
+    start = data.draw(st.integers(0, len(text) - 1)) if data else 3
+    end = data.draw(st.integers(start + 1, len(text))) if data else len(text)
+    ((first, last, score),) = builder.token_spans(text, [(start, end, 0.5)])
+    assert 0 <= first < last <= len(ids) and score == 0.5
+    line = tokenizer.decode(list(ids[first:last]), clean_up_tokenization_spaces=False)
+    assert memory_line(text)[start + 2 : end + 2] in line or "\ufffd" in line
+    assert builder.token_spans(text, []) == []
+
+
 @given(st.text(min_size=1, max_size=200))
 @example("<|end|>")
 @example("</memories>")

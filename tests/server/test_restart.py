@@ -78,12 +78,12 @@ def check_kv_comes_from_disk(server: Server, cubes: str) -> None:
 
 def test_acknowledged_memories_survive_kill_nine_and_kv_comes_from_disk(tmp_path: Path) -> None:
     numbers, acknowledged = itertools.count(), dict[str, str]()
-    with running_server(tmp_path) as server:
+    with running_server(tmp_path, "--memory-promote", "all") as server:
         server.remember("maya", "The lantern is in the hall.", "The ladder is in the shed.")
         cubes = wait_for_kv(server, USER, QUESTION).headers["x-memos-cubes"]
         kill_during_adds(server, numbers, acknowledged, seconds=1.0)
     for round_number in range(1, ROUNDS + 1):
-        with running_server(tmp_path) as server:
+        with running_server(tmp_path, "--memory-promote", "all") as server:
             check_everything(server, acknowledged)
             check_kv_comes_from_disk(server, cubes)
             if round_number < ROUNDS:

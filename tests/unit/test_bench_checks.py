@@ -12,9 +12,11 @@ from memos_vllm.bench import ttft
 from memos_vllm.bench.arms import ARMS, FLOOR, REORDERED, Arm
 from memos_vllm.bench.checks import HALF_PRECISION_TIE, CheckFailed, Equal, check_headers, same_answer
 from memos_vllm.bench.client import Answer
-from memos_vllm.bench.ttft import FULL, Memories, Trial
+from memos_vllm.bench.ttft import Memories, Trial
 
-TEXT, NONE, HEAD = ARMS[3:]
+TEXT, NONE, _, FULL = ARMS[3:]
+HEAD = Arm("memos, spliced, head:16", "memos", repair="head:16")
+MIXED = Arm("memos, spliced, mixed:0.1", "memos", repair="mixed:0.1")
 CUBES = ("a1", "b2", "c3")
 GREEDY = [5, 6, 7, 8, 9, 10, 11, 12]
 
@@ -72,6 +74,7 @@ def test_headers_of_a_good_answer() -> None:
         (NONE, headers(400, 0), "only 400 tokens were spliced"),
         (NONE, headers(600, 16), "16 tokens were repaired, 0 at most"),
         (HEAD, headers(500, 100), "100 tokens were repaired, 48 at most"),
+        (MIXED, headers(500, 100), "100 tokens were repaired, 60 at most"),
         (HEAD, headers(600, 0) | {"x-memos-fallback": "kv-missing"}, "fell back (kv-missing)"),
         (HEAD, headers(600, 0) | {"x-memos-cached-tokens": "32"}, "32 tokens came from the prefix cache"),
         (HEAD, headers(600, 0) | {"x-memos-cubes": "b2,a1,c3"}, "used the memories 'b2,a1,c3'"),

@@ -42,7 +42,7 @@ def test_summary_has_a_row_for_each_arm_at_each_size() -> None:
 
 def test_summary_compares_medians() -> None:
     rows = {row.arm: row for row in summarise(samples(), BUILDS, ARMS) if (row.context, row.query) == (600, 100)}
-    floor, reordered, text, spliced, _ = (rows[arm.name] for arm in ARMS[1:])
+    floor, reordered, text, spliced, *_ = (rows[arm.name] for arm in ARMS[1:])
     assert floor.to_floor == reordered.speed_up == 1.0
     assert spliced.to_floor == pytest.approx(spliced.median / floor.median)
     assert spliced.speed_up == pytest.approx(reordered.median / spliced.median)

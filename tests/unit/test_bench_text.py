@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from memos_vllm.bench.options import read_options, without_folder
+from memos_vllm.bench.arguments import without_folder
+from memos_vllm.bench.options import TtftOptions, read_options
 from memos_vllm.bench.text import WORDS, shares, text_of
 from memos_vllm.errors import StartError
 
@@ -71,6 +72,7 @@ def test_options_and_flags_for_vllm(tmp_path: Path) -> None:
         f"ttft --model {model} --contexts 583,6064 --queries 167 --repetitions 3 --dtype bfloat16 -- --max-num-seqs 4"
     )
     options = read_options([*words.split(), f"--download-dir={tmp_path}/weights"])
+    assert isinstance(options, TtftOptions)
     assert options.contexts == (583, 6064)
     assert options.queries == (167,)
     assert options.repetitions == 3

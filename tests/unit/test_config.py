@@ -43,7 +43,7 @@ def test_flag_wins_over_variable_and_variable_over_default() -> None:
     "memory",
     [
         MemoryConfig(),
-        MemoryConfig(Path("/m"), 1, 2, False, "none", Path("/keys.toml"), 0.25, 1.5),
+        MemoryConfig(Path("/m"), 1, 2, False, "none", "all", Path("/keys.toml"), 0.25, 8.0, "lru", "int8", max_gib=1.5),
     ],
 )
 def test_children_get_the_same_config(memory: MemoryConfig) -> None:
@@ -51,8 +51,8 @@ def test_children_get_the_same_config(memory: MemoryConfig) -> None:
 
 
 def test_sizes_in_bytes() -> None:
-    memory = MemoryConfig(kv_ram_gib=0.5, max_gib=2.0)
-    assert (memory.kv_ram_bytes, memory.max_bytes) == (2**29, 2**31)
+    memory = MemoryConfig(kv_ram_gib=0.5, kv_disk_gib=4.0, max_gib=2.0)
+    assert (memory.kv_ram_bytes, memory.kv_disk_bytes, memory.max_bytes) == (2**29, 2**32, 2**31)
     assert MemoryConfig().max_bytes is None
 
 
@@ -66,6 +66,9 @@ def test_sizes_in_bytes() -> None:
         ("--memory-token-budget", "1.5"),
         ("--memory-splice", "yes"),
         ("--memory-kv-ram-gib", "0"),
+        ("--memory-kv-disk-gib", "-1"),
+        ("--memory-kv-dtype", "fp4"),
+        ("--memory-promote", "some"),
         ("--memory-kv-ram-gib", "nan"),
         ("--memory-max-gib", "4GB"),
         ("--memory-dir", " "),

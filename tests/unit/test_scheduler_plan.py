@@ -20,9 +20,12 @@ class Fixed:
     def search(self, principal: str, query: str, *, top_k: int, filters: Mapping[str, Any] | None = None) -> list[Hit]:
         return [Hit(cube, 1.0) for cube in self.cubes[:top_k]]
 
+    def sentence_scores(self, query: str, text: str) -> list[tuple[int, int, float]]:
+        return []
 
-def words(text: str) -> int:
-    return len(text.split())
+
+def words(cube: MemCube) -> int:
+    return len(cube.text.split())
 
 
 def cubes_of(*texts: str) -> list[MemCube]:

@@ -31,6 +31,8 @@ class VaultMachine(RuleBasedStateMachine):
         self.owner: dict[str, str] = {}
         self.granted: dict[str, set[str]] = {}
         self.kv: dict[str, str] = {}
+        self.pinned: set[str] = set()
+        self.uses: dict[str, int] = {}
         self.revisions = dict.fromkeys(OWNERS, 0)
         self.touched: set[str] = set()
 
@@ -49,8 +51,30 @@ class VaultMachine(RuleBasedStateMachine):
                 self.vault.update(cube_id, text, actor="x")
             return
         self.vault.update(cube_id, text, actor="x")
+        if text != self.texts[cube_id][-1]:
+            self.kv = {key: owner for key, owner in self.kv.items() if owner != cube_id}
         self.texts[cube_id].append(text)
         self._touch(cube_id)
+
+    @rule(cube_id=cubes, pinned=st.booleans())
+    def pin(self, cube_id: str, pinned: bool) -> None:
+        if cube_id in self.texts:
+            if pinned != (cube_id in self.pinned):
+                self._touch(cube_id)
+            self.vault.prioritise(cube_id, "pinned" if pinned else "mid")
+            self.pinned = self.pinned | {cube_id} if pinned else self.pinned - {cube_id}
+
+    @rule(cube_id=cubes, count=st.integers(1, 3))
+    def use(self, cube_id: str, count: int) -> None:
+        self.vault.add_uses({cube_id: count}, 0.0)
+        if cube_id in self.texts:
+            self.uses[cube_id] = self.uses.get(cube_id, 0) + count
+
+    @rule(key=st.sampled_from(["k1", "k2"]))
+    def lose_file(self, key: str) -> None:
+        (self.path / "kv" / f"{key}.safetensors").unlink(missing_ok=True)
+        assert [record.key for record in self.vault.prune_kv()] == [key] * (key in self.kv)
+        self.kv.pop(key, None)
 
     @rule(cube_id=cubes, key=st.sampled_from(["k1", "k2"]))
     def put_kv(self, cube_id: str, key: str) -> None:
@@ -84,6 +108,7 @@ class VaultMachine(RuleBasedStateMachine):
     def _forget(self, cube_ids: list[str]) -> None:
         for cube_id in cube_ids:
             del self.texts[cube_id]
+            self.uses.pop(cube_id, None)
             self._touch(cube_id)
 
     def _touch(self, cube_id: str) -> None:
@@ -107,7 +132,14 @@ class VaultMachine(RuleBasedStateMachine):
     @invariant()
     def manifest_and_files_agree(self) -> None:
         assert {record.key: record.cube_id for record in self.vault.iter_kv()} == self.kv
-        assert {file.stem for file in (self.path / "kv").iterdir()} == set(self.kv)
+        assert {file.stem for file in (self.path / "kv").iterdir()} == set(self.kv) == self.vault.known_keys()
+        assert self.vault.pinned_keys() == {key for key, cube_id in self.kv.items() if cube_id in self.pinned}
+        assert self.vault.stats()["kv_bytes"] == 10 * len(self.kv)
+
+    @invariant()
+    def uses_agree(self) -> None:
+        held = self.vault.uses_of(self.texts)
+        assert {cube_id: uses.count for cube_id, uses in held.items() if uses.count} == self.uses
 
     @invariant()
     def revisions_grow(self) -> None:

@@ -1,0 +1,77 @@
+"""Counts the uses of cubes: in memory while a prompt waits, in the vault a few seconds later."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from memos_vllm.errors import MemosError
+
+if TYPE_CHECKING:
+    from memos_vllm.vault import Vault
+
+logger = logging.getLogger(__name__)
+
+FLUSH_EVERY = 5.0
+"""Seconds of uses that a crash may lose."""
+MAX_PENDING = 10_000
+"""Cubes whose uses wait; those of others are not counted until the next flush."""
+
+
+class UseBook:
+    """The uses of one API server's prompts. Thread-safe."""
+
+    def __init__(self, vault: Vault) -> None:
+        self.vault = vault
+        self._pending: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Write in the background of the running event loop from now on."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="memos-uses")
+
+    def note(self, cube_ids: Iterable[str]) -> None:
+        """Cubes have entered a prompt."""
+        with self._lock:
+            for cube_id in cube_ids:
+                if cube_id in self._pending or len(self._pending) < MAX_PENDING:
+                    self._pending[cube_id] += 1
+
+    def heats(self, cube_ids: Iterable[str]) -> dict[str, float]:
+        """Decayed uses by id, those that still wait included. Raises VaultUnavailable."""
+        now, stored = time.time(), self.vault.uses_of(cube_ids)
+        with self._lock:
+            return {cube_id: held.heat_at(now) + self._pending[cube_id] for cube_id, held in stored.items()}
+
+    def counts(self, cube_ids: Iterable[str]) -> dict[str, int]:
+        """All uses by id. Raises VaultUnavailable."""
+        stored = self.vault.uses_of(cube_ids)
+        with self._lock:
+            return {cube_id: held.count + self._pending[cube_id] for cube_id, held in stored.items()}
+
+    def flush(self) -> None:
+        """Write what waits. Raises MemosError; then it waits on."""
+        with self._lock:
+            taken, self._pending = self._pending, Counter()
+        if not taken:
+            return
+        try:
+            self.vault.add_uses(taken, time.time())
+        except BaseException:
+            with self._lock:
+                self._pending.update(taken)
+            raise
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_EVERY)
+            try:
+                await asyncio.to_thread(self.flush)
+            except MemosError as error:
+                logger.warning("uses of memories are not written yet: %s", error)
