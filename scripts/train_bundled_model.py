@@ -1,8 +1,10 @@
 """Train the bundled tiny model: a Llama-architecture chat model that answers from memories in its prompt.
 
     python scripts/train_bundled_model.py --out first --minutes 66 --max-facts 16
-    python scripts/train_bundled_model.py --out memos_vllm/assets/tiny --init first --minutes 17 --max-facts 16 \
+    python scripts/train_bundled_model.py --out second --init first --minutes 17 --max-facts 16 \
         --lr 5e-4 --long-every 4
+    python scripts/train_bundled_model.py --out memos_vllm/assets/tiny --init second --minutes 65 --max-facts 16 \
+        --lr 5e-4
 
 The data are synthetic personal facts in English. Some people and values are held out: the model never sees
 them in training, so that it can only answer about them by reading the prompt. Half of the loss is that of a random
@@ -20,31 +22,26 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bundled_model_data import (
-    ASSISTANT,
     BEGIN,
-    CHAT_TEMPLATE,
-    CLOSING,
-    EASY,
     END,
-    HARD,
     MAX_POSITIONS,
-    PREAMBLE,
-    SYSTEM,
-    UNKNOWN,
-    USER,
     Sample,
     chat_sample,
     copy_sample,
-    filler,
+    grid_sample,
     jumping_positions,
-    make_facts,
+    some_kinds,
+    story_sample,
 )
+from bundled_model_net import make_model, save_tokenizer, train_tokenizer
+
+from memos_vllm.bench.people import EASY, HARD
+from memos_vllm.bench.stories import KINDS, Kind
 
 if TYPE_CHECKING:
     import torch
@@ -57,67 +54,6 @@ PADDING = 4
 
 Batch = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 """Token ids, loss weights and position ids, each `[sequences, tokens]`."""
-
-
-def train_tokenizer(rng: random.Random, vocab: int) -> Tokenizer:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    def corpus() -> Iterator[str]:
-        for _ in range(6000):
-            yield PREAMBLE + filler(rng) + CLOSING + UNKNOWN
-            for fact in make_facts(rng, 8, held=False, mix=EASY):
-                yield f"- {fact.statement}\n{fact.question}{fact.answer}"
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        corpus(),
-        trainers.BpeTrainer(
-            vocab_size=vocab,
-            special_tokens=[BEGIN, SYSTEM, USER, ASSISTANT, END],
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    return tokenizer
-
-
-def save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BEGIN,
-        eos_token=END,
-        pad_token=END,
-        model_max_length=MAX_POSITIONS,
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(out)
-
-
-def make_model(vocab: int, end_id: int | None, begin_id: int | None) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab,
-            hidden_size=256,
-            intermediate_size=640,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=64,
-            max_position_embeddings=MAX_POSITIONS,
-            rope_theta=500000.0,
-            tie_word_embeddings=True,
-            bos_token_id=begin_id,
-            eos_token_id=end_id,
-            pad_token_id=end_id,
-        )
-    )
 
 
 def batch_tensors(rng: random.Random, samples: list[Sample], device: torch.device, reach: int = MAX_POSITIONS) -> Batch:
@@ -177,12 +113,15 @@ def accuracy(
 
 @dataclass
 class Progress:
-    """Where training stands: the task grows in `length` (tokens) and in `facts` as accuracy does."""
+    """Where training stands: the task grows in `length` (tokens) and in `facts` as accuracy does; `best` and `grids`
+    are the best accuracies of chats and of grids.
+    """
 
     step: int = 0
     length: int = 64
     facts: int = 2
     best: float = 0.0
+    grids: float = 0.0
     seconds: float = 0.0
 
 
@@ -196,23 +135,47 @@ class Trainer:
         self.args, self.rng, self.progress = args, random.Random(args.seed), Progress()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.checkpoint = args.out / "checkpoint.pt"
-        self.tokenizer = train_tokenizer(random.Random(args.seed), args.vocab)
+        self.tokenizer = self.make_tokenizer()
         self.vocab = self.tokenizer.get_vocab_size()
         self.model = make_model(
             self.vocab, end_id=self.tokenizer.token_to_id(END), begin_id=self.tokenizer.token_to_id(BEGIN)
         ).to(self.device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
+        self.optimizers = self.make_optimizers()
         if self.checkpoint.exists():
             self.resume()
         elif args.init:
             self.continue_from(args.init)
+
+    def make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW, or Muon (https://kellerjordan.github.io/posts/muon/) for the matrices between embedding and norms."""
+        import torch
+
+        parameters = dict(self.model.named_parameters())
+        chosen = [name for name, value in parameters.items() if value.ndim == 2 and "embed" not in name]
+        matrices = [parameters.pop(name) for name in chosen if self.args.muon]
+        adam = torch.optim.AdamW(parameters.values(), lr=self.args.lr, betas=(0.9, 0.98), weight_decay=0.05)
+        if not matrices:
+            return [adam]
+        return [
+            adam,
+            torch.optim.Muon(matrices, lr=self.args.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        ]
+
+    def make_tokenizer(self) -> Tokenizer:
+        """A run that goes on keeps its tokens."""
+        from tokenizers import Tokenizer
+
+        if self.args.init:
+            return Tokenizer.from_file(str(self.args.init / "tokenizer.json"))
+        return train_tokenizer(random.Random(self.args.seed), self.args.vocab)
 
     def resume(self) -> None:
         import torch
 
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.progress = Progress(**state["progress"])
         self.rng.seed(self.args.seed + self.progress.step)
 
@@ -223,13 +186,15 @@ class Trainer:
         weights = AutoModelForCausalLM.from_pretrained(trained).float().state_dict()
         self.model.load_state_dict(weights)
         record = json.loads((trained / "training.json").read_text())
-        self.progress = Progress(length=record["length"], facts=record["facts"], best=record["best"])
+        self.progress = Progress(
+            length=record["length"], facts=record["facts"], best=record["best"], grids=record.get("grids", 0.0)
+        )
         self.rng.seed(f"{self.args.seed} after {record['step']}")
 
     def save(self) -> None:
         import torch
 
-        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        parts = {"model": self.model.state_dict(), "optimizers": [each.state_dict() for each in self.optimizers]}
         torch.save(parts | {"progress": vars(self.progress)}, self.checkpoint)
 
     @property
@@ -261,19 +226,61 @@ class Trainer:
         length = self.progress.length
         return [copy_sample(self.rng, length, self.vocab) for _ in range(max(1, tokens // length))]
 
+    def grids(self, tokens: int, held: bool = False) -> list[Sample]:
+        made: list[Sample] = []
+        while sum(len(sample.ids) for sample in made) < tokens:
+            made.append(grid_sample(self.rng, self.encode, held))
+        return made
+
     def batches(self) -> list[list[Sample]]:
-        if self.progress.length < 128:
-            return [self.copies(self.args.tokens)]
-        if self.progress.facts >= 8 and self.progress.step % self.args.long_every == 0:
-            return [[self.long_chat()]]
-        return [self.copies(self.args.tokens // 4), self.chats(3 * self.args.tokens // 4)]
+        """Repeated spans alone at first, then chats. Once eight facts are learned: grids, and when these are, stories
+        and now and then one long prompt.
+        """
+        progress, tokens = self.progress, self.args.tokens
+        if progress.length < 128:
+            return [self.copies(tokens)]
+        if progress.facts < 8:
+            return [self.copies(tokens // 4), self.chats(3 * tokens // 4)]
+        if progress.grids < 0.85:
+            return [self.grids(5 * tokens // 16), self.chats(tokens // 8)]
+        if progress.step % self.args.long_every == 0:
+            long = self.long_story if progress.step // self.args.long_every % 2 else self.long_chat
+            return [[long()]]
+        shares = (self.copies(tokens // 32), self.grids(tokens // 4), self.chats(3 * tokens // 16))
+        return [*shares, self.stories(tokens // 2)]
+
+    def story(self, held: bool, kinds: list[Kind] | None = None) -> Sample:
+        rng = self.rng
+        while True:
+            some, fillers = kinds or some_kinds(rng, 2), rng.choice((0, 0, 0, 1, 2, 4))
+            mix = rng.choice((EASY, HARD))
+            sample = story_sample(rng, self.encode, rng.choice((2, 2, 3, 4, 6)), some, fillers, held, mix)
+            if len(sample.ids) <= self.progress.length:
+                return sample
+
+    def stories(self, tokens: int) -> list[Sample]:
+        """Stories that fill `tokens` once they are padded to the longest."""
+        made = [self.story(held=False)]
+        while (len(made) + 1) * max(len(sample.ids) for sample in made) <= tokens:
+            made.append(self.story(held=False))
+        return made
+
+    def long_story(self) -> Sample:
+        """A story of up to MAX_POSITIONS tokens."""
+        rng = self.rng
+        while True:
+            memories = rng.randint(2, 8)
+            fillers = int(rng.randint(1000, 2 * MAX_POSITIONS) / FILLER_TOKENS / memories)
+            sample = story_sample(rng, self.encode, memories, some_kinds(rng, 4), fillers, held=False, mix=HARD)
+            if len(sample.ids) <= MAX_POSITIONS:
+                return sample
 
     def long_chat(self) -> Sample:
         """A chat among up to MAX_POSITIONS tokens of filler: jumps alone do not teach attention to stay sharp."""
         rng = self.rng
         while True:
             facts = rng.randint(2, self.progress.facts)
-            noise = rng.randint(1000, MAX_POSITIONS) / FILLER_TOKENS / facts
+            noise = rng.randint(1000, 4 * MAX_POSITIONS) / FILLER_TOKENS / facts
             sample = chat_sample(rng, self.encode, facts, 8, held=False, mix=HARD, noise=noise, missing=0.1)
             if len(sample.ids) <= MAX_POSITIONS:
                 return sample
@@ -288,7 +295,7 @@ class Trainer:
         """One step; returns the mean loss of its batches."""
         import torch
 
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = self.rate()
         losses = []
         for samples in self.batches():
@@ -296,14 +303,26 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
         return sum(losses) / len(losses)
 
     def accuracy(self, held: bool) -> float:
-        samples = [self.chat(held, mixed=False) for _ in range(24)]
+        samples = [self.chat(held, mixed=False) for _ in range(16)]
         return accuracy(self.model, self.rng, samples, self.device, self.reach)
+
+    def story_accuracy(self) -> str:
+        """Held-out accuracy of every kind of task, two of a kind in each story."""
+        found = []
+        for kind in KINDS:
+            samples = [self.story(held=True, kinds=[kind]) for _ in range(12)]
+            found.append(f"{kind} {accuracy(self.model, self.rng, samples, self.device, self.reach):.2f}")
+        grids = accuracy(self.model, self.rng, self.grids(self.args.tokens, held=True), self.device, self.reach)
+        self.progress.grids = max(self.progress.grids, grids)
+        found.append(f"grid {grids:.2f}")
+        return ", ".join(found)
 
     def evaluate(self, loss: float) -> None:
         """Say where training stands, and make the task harder once the present one is learned."""
@@ -319,6 +338,8 @@ class Trainer:
             f"loss {loss:.3f}, copying {copying:.3f}, accuracy {seen:.2f}, held out {unseen:.2f}",
             flush=True,
         )
+        if progress.facts >= 8:
+            print(f"    held-out stories: {self.story_accuracy()}", flush=True)
         progress.best = max(progress.best, seen)
         if copying < 1.5 and progress.length < self.args.length and (progress.length < 128 or unseen >= 0.7):
             progress.length *= 2
@@ -331,7 +352,7 @@ class Trainer:
         while progress.seconds < 60 * self.args.minutes:
             loss = self.step()
             progress.seconds = time.monotonic() - began
-            if progress.step % 50 == 0:
+            if progress.step % 100 == 0:
                 self.evaluate(loss)
                 self.save()
 
@@ -365,6 +386,7 @@ def main() -> None:
     )
     parser.add_argument("--max-facts", type=int, default=32, help="largest number of facts in a prompt")
     parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--muon", action="store_true", help="train the matrices with Muon")
     train(parser.parse_args())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from memos_vllm.bench.checks import CheckFailed
-from memos_vllm.bench.options import read_options
+from memos_vllm.bench.options import TtftOptions, read_options
 from memos_vllm.bench.servers import ServerFailed
 
 EXIT_CHECK_FAILED = 1
@@ -23,10 +23,15 @@ def run(argv: Sequence[str]) -> int:
     Raises StartError when the options are wrong and ServerFailed when a server does not start or dies.
     """
     options = read_options(argv)
+    from memos_vllm.bench.quality import bench_quality
     from memos_vllm.bench.ttft import bench_ttft
 
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     try:
-        bench_ttft(options, Console(width=None if sys.stdout.isatty() else FILE_WIDTH))
+        if isinstance(options, TtftOptions):
+            bench_ttft(options, console)
+        else:
+            bench_quality(options, console)
     except CheckFailed as error:
         message = f"memos-vllm: check failed: {error}; nothing is reported"
         Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)

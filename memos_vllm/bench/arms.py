@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from memos_vllm.config import MemoryConfig
+
 ServerName = Literal["plain", "cached", "memos"]
-HEAD = 16
+DEFAULT = MemoryConfig.repair
+"""The repair policy of a server that is told nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,13 @@ class Arm:
 
 FLOOR = Arm("vllm, prefix cache, same order (floor)", "cached", warm="same order")
 REORDERED = Arm("vllm, prefix cache, reordered", "cached", warm="other order")
+FULL = Arm("memos, spliced, full", "memos", repair="full")
 ARMS = (
     Arm("vllm, no prefix cache", "plain"),
     FLOOR,
     REORDERED,
     Arm("memos, text", "memos", repair="off"),
     Arm("memos, spliced, none", "memos", repair="none"),
-    Arm(f"memos, spliced, head:{HEAD}", "memos", repair=f"head:{HEAD}"),
+    Arm(f"memos, spliced, {DEFAULT} (default)", "memos", repair=DEFAULT),
+    FULL,
 )

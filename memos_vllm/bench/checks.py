@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from memos_vllm.bench.arms import HEAD, Arm
+from memos_vllm.bench.arms import Arm
 from memos_vllm.bench.client import Answer
 
 ANSWER_TOKENS = 8
@@ -72,5 +72,13 @@ def _problem(arm: Arm, spliced: int, repaired: int, context: int, cubes: int) ->
         return None if repaired else "nothing was repaired"
     if spliced + repaired < context:
         return f"only {spliced} tokens were spliced and {repaired} repaired"
-    most = {"none": 0, f"head:{HEAD}": HEAD * cubes}[arm.repair]
+    most = _most(arm.repair, context, cubes)
     return f"{repaired} tokens were repaired, {most} at most were to be" if repaired > most else None
+
+
+def _most(policy: str, context: int, cubes: int) -> int:
+    """Tokens that a policy may repair: none, the heads of the cubes, or a share of the memories."""
+    name, _, amount = policy.partition(":")
+    if not amount:
+        return 0
+    return int(amount) * cubes if name == "head" else int(float(amount) * context)

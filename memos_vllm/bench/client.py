@@ -19,6 +19,7 @@ Messages = list[dict[str, str]]
 RESET_SECONDS = 10.0
 CAPTURE_SECONDS = 600.0
 REQUEST_SECONDS = 600.0
+_TOKENS = {"stream": True, "return_token_ids": True, "return_tokens_as_token_ids": True, "skip_special_tokens": True}
 MEASURED_TOKENS = 4
 """Tokens of an answer whose first one is timed."""
 
@@ -41,6 +42,18 @@ class Answer:
     token_ids: list[int]
     headers: Mapping[str, str]
     alternatives: list[dict[int, float]]
+
+
+@dataclass(frozen=True)
+class Told:
+    """A greedy answer, streamed: `ttft` in seconds, and the `alternatives` of every token as in Answer."""
+
+    ttft: float
+    prompt_ids: list[int]
+    text: str
+    token_ids: list[int]
+    alternatives: list[dict[int, float]]
+    headers: Mapping[str, str]
 
 
 class Client:
@@ -89,21 +102,47 @@ class Client:
         """A streamed chat completion, timed from sending the request to the first event that carries text."""
         options = {"stream": True, "stream_options": {"include_usage": True}, "skip_special_tokens": False}
         body = {**_chat(messages, MEASURED_TOKENS), **options}
-        request = self._http.build_request("POST", "/v1/chat/completions", json=body, headers=dict(headers))
-        first, usage = 0.0, None
+        events, response_headers = self._stream("/v1/chat/completions", body, headers)
+        first = next((now for now, event in events if any(_content(choice) for choice in event["choices"])), None)
+        usage = next((event["usage"] for _, event in reversed(events) if event.get("usage")), None)
+        if first is None or usage is None:
+            raise self._server.failure("streamed an answer without text or usage")
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        return Timed(first, int(usage["prompt_tokens"]), int(cached), response_headers)
+
+    def tell(self, messages: Messages, headers: Mapping[str, str], tokens: int, alternatives: int) -> Told:
+        """A greedy chat answer of up to `tokens` tokens."""
+        body = {"model": SERVED_NAME, "messages": messages, "max_tokens": tokens, "temperature": 0, **_TOKENS}
+        body |= {"logprobs": True, "top_logprobs": alternatives}
+        return self._told("/v1/chat/completions", body, headers)
+
+    def tell_tokens(self, prompt_ids: Sequence[int], tokens: int, alternatives: int) -> Told:
+        """The same for a tokenised prompt, without memory."""
+        body = {"model": SERVED_NAME, "prompt": list(prompt_ids), "max_tokens": tokens, "temperature": 0, **_TOKENS}
+        return self._told("/v1/completions", {**body, "logprobs": alternatives}, {})
+
+    def _told(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Told:
+        events, response_headers = self._stream(path, body, headers)
+        choices = [(now, choice) for now, event in events for choice in event["choices"]]
+        tops = [top for _, choice in choices for top in _tops(choice.get("logprobs"))]
+        ids = [token for _, choice in choices for token in choice.get("token_ids") or ()]
+        first = next((now for now, choice in choices if choice.get("token_ids")), None)
+        prompts = [found for _, event in events for found in _prompt_ids(event)]
+        if first is None or not prompts or len(tops) != len(ids):
+            raise self._server.failure("streamed an answer without tokens, prompt or log-probabilities")
+        return Told(first, prompts[0], "".join(_content(choice) for _, choice in choices), ids, tops, response_headers)
+
+    def _stream(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> tuple[list[tuple[float, dict[str, Any]]], Mapping[str, str]]:
+        """All events of an answer, each with the seconds from sending the request to its arrival; and the headers."""
+        request = self._http.build_request("POST", path, json=body, headers=dict(headers))
         try:
             began = time.perf_counter()
             with closing(self._http.send(request, stream=True)) as response:
-                for now, event in _events(response):
-                    if not first and any(choice["delta"].get("content") for choice in event["choices"]):
-                        first = now
-                    usage = event.get("usage") or usage
+                return [(now - began, event) for now, event in _events(response)], response.headers
         except (httpx.HTTPError, KeyError, ValueError) as error:
             raise self._server.failure(f"broke off an answer ({type(error).__name__}: {error})") from error
-        if not first or usage is None:
-            raise self._server.failure("streamed an answer without text or usage")
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        return Timed(first - began, int(usage["prompt_tokens"]), int(cached), response.headers)
 
     def chat_tokens(self, messages: Messages, headers: Mapping[str, str], tokens: int) -> Answer:
         """A greedy chat answer as tokens, with the prompt's tokens."""
@@ -151,6 +190,26 @@ def _events(response: httpx.Response) -> Iterator[tuple[float, dict[str, Any]]]:
         if "error" in event:
             raise ValueError(str(event["error"])[:300])
         yield now, event
+
+
+def _content(choice: Mapping[str, Any]) -> str:
+    return (choice.get("delta") or {}).get("content") or choice.get("text") or ""
+
+
+def _tops(logprobs: Mapping[str, Any] | None) -> list[dict[int, float]]:
+    """Log-probabilities by token id, as a chat or a completion tells them."""
+    if not logprobs:
+        return []
+    if "content" in logprobs:
+        steps = logprobs["content"] or ()
+        return [{_token_id(top["token"]): top["logprob"] for top in step["top_logprobs"]} for step in steps]
+    return [{_token_id(name): value for name, value in top.items()} for top in logprobs["top_logprobs"]]
+
+
+def _prompt_ids(event: Mapping[str, Any]) -> list[list[int]]:
+    """The prompt's tokens, which a chat tells beside its choices and a completion in them."""
+    places = (event, *event["choices"])
+    return [place["prompt_token_ids"] for place in places if place.get("prompt_token_ids")]
 
 
 def _token_id(name: str) -> int:

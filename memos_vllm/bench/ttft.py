@@ -12,16 +12,9 @@ from itertools import product
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
-from memos_vllm.bench.arms import ARMS, Arm
+from memos_vllm.bench.arms import ARMS, FULL, Arm
 from memos_vllm.bench.checks import (
     ALTERNATIVES,
     ANSWER_TOKENS,
@@ -34,13 +27,13 @@ from memos_vllm.bench.checks import (
 from memos_vllm.bench.client import Client, Messages
 from memos_vllm.bench.machine import describe
 from memos_vllm.bench.options import CUBES, TtftOptions
+from memos_vllm.bench.progress import make_progress
 from memos_vllm.bench.report import Report, print_report, write_report
 from memos_vllm.bench.servers import running, server_environ
 from memos_vllm.bench.stats import Build, Sample, summarise
 from memos_vllm.bench.text import shares, text_of
 from memos_vllm.server.prompt import INTRO, OUTRO, memory_line
 
-FULL = Arm("memos, full repair", "memos", repair="full")
 TEMPLATE_ROOM = 512
 """Tokens of a prompt beside memories and query: chat template, the lines around the memories, the answer."""
 
@@ -89,7 +82,7 @@ class Trial:
 def bench_ttft(options: TtftOptions, console: Console) -> None:
     """Start the servers, check, measure, report. Raises CheckFailed and ServerFailed."""
     machine = describe(options.gpus)
-    with tempfile.TemporaryDirectory(prefix="memos-bench-") as temporary, _progress(console) as progress:
+    with tempfile.TemporaryDirectory(prefix="memos-bench-") as temporary, make_progress(console) as progress:
         folder = Path(temporary)
         flags = server_flags(options, folder / "memory")
         task = progress.add_task("starting the servers", total=len(flags))
@@ -123,7 +116,7 @@ def server_flags(options: TtftOptions, memory_dir: Path) -> dict[str, list[str]]
     common += ["--enable-prompt-tokens-details"]
     # Three servers share one GPU; on a CPU compiling three times over would take longer than it saves.
     common += ["--gpu-memory-utilization", "0.28"] if options.gpus else ["--enforce-eager"]
-    memory = ["--memory-dir", str(memory_dir), "--memory-splice", "on"]
+    memory = ["--memory-dir", str(memory_dir), "--memory-splice", "on", "--memory-promote", "all"]
     memory += ["--memory-token-budget", str(max(options.contexts) + TEMPLATE_ROOM)]
     own = {
         "plain": ["--no-enable-prefix-caching"],
@@ -196,7 +189,7 @@ class Bench:
     def _check(self, trial: Trial) -> Equal:
         """Every splicing arm splices, and full repair answers as plain vLLM does. Raises CheckFailed."""
         memos, context = self.clients["memos"], trial.memories.context
-        for arm in (FULL, *(arm for arm in ARMS if arm.server == "memos")):
+        for arm in (arm for arm in ARMS if arm.server == "memos"):
             memos.reset_prefix_cache()
             answer = memos.chat_tokens(trial.question, trial.headers(arm), ANSWER_TOKENS)
             check_headers(arm, answer.headers, trial.order, context)
@@ -220,9 +213,3 @@ class Bench:
         timed = client.stream(trial.question, trial.headers(arm))
         spliced, repaired = check_headers(arm, timed.headers, trial.order, context)
         return Sample(arm.name, context, query, number, timed.ttft, timed.prompt, 0, spliced, repaired)
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Drawing takes time from the clocks: seldom is enough.
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, refresh_per_second=2)
