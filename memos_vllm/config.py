@@ -113,12 +113,12 @@ class MemoryConfig:
         "on: memories enter the prompt as ready K/V; off: as text that is computed every time (default: on).",
     )
     repair: str = _flag(
-        "head:16",
+        "mixed:0.15",
         "repair",
         "POLICY",
         str,
         "Which spliced tokens are computed anew: none, head:K for the first K of each memory, full for all, "
-        "deviation:R, guided:R or mixed:R for the share R of them that seems to need it most (default: head:16).",
+        "deviation:R, guided:R or mixed:R for the share R of them that seems to need it most (default: mixed:0.15).",
     )
     promote: Literal["auto", "all", "off"] = _flag(
         "auto",

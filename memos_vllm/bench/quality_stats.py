@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from memos_vllm.bench.client import Told
 from memos_vllm.bench.stories import Kind
@@ -116,17 +115,6 @@ def row(policy: str, kind: str, size: str, graded: Sequence[Graded]) -> QualityR
         ttft=statistics.median(one.ttft for one in mine),
         ttft_ratio=statistics.median(one.ttft / plain[one.case].ttft for one in mine),
     )
-
-
-def frontier(rows: Sequence[QualityRow]) -> list[QualityRow]:
-    """The policies that no other beats in accuracy at the same time to first token or a shorter one."""
-    fastest = sorted(rows, key=lambda each: (each.ttft_ratio, -each.accuracy))
-    best = [fastest[0]]
-    for each in fastest[1:]:
-        if each.accuracy > best[-1].accuracy:
-            best.append(each)
-    assert all(a.ttft_ratio <= b.ttft_ratio for a, b in pairwise(best))
-    return best
 
 
 def _mean(graded: Iterable[Graded], value: Callable[[Graded], float]) -> float:

@@ -21,7 +21,7 @@ from memos_vllm.bench.quality import Memories, check_full, check_spliced, grade
 from memos_vllm.bench.quality_cases import Case
 from memos_vllm.bench.quality_options import POLICIES, QUICK_POLICIES, QualityOptions
 from memos_vllm.bench.quality_report import QualityReport, print_quality, write_quality
-from memos_vllm.bench.quality_stats import ALL, PLAIN, divergences, frontier, kl_divergence, summarise_quality
+from memos_vllm.bench.quality_stats import ALL, PLAIN, divergences, kl_divergence, summarise_quality
 from memos_vllm.bench.stories import KINDS, Ask
 from memos_vllm.errors import StartError
 from tests.unit.bench_cases import MACHINE
@@ -88,7 +88,6 @@ def test_rows_compare_with_full_prefill() -> None:
     assert (head.accuracy, head.kept, head.share) == (0.375, 0.5, 0.1)
     assert head.ttft_ratio == pytest.approx(0.25)
     assert rows["head:5", "inside", "64"].prompts == 2
-    assert frontier([full, head]) == [head, full]
 
 
 def test_full_repair_must_answer_as_plain_prefill() -> None:
