@@ -1,4 +1,4 @@
-"""quality.png: accuracy kept against time to first token and against the share recomputed, a line for each family."""
+"""quality.png: accuracy kept and divergence against time to first token, a line for each family of policies."""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ def draw_quality(rows: Sequence[QualityRow], title: str, subtitle: str, path: Pa
 
     figure = Figure(figsize=(12.5, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True)
-    _draw(left, rows, lambda row: row.ttft_ratio)
-    left.set_xlabel("time to first token, as a share of full prefill's (median)")
-    left.set_xscale("log")
-    left.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
-    left.xaxis.set_minor_formatter(lambda value, position: f"{value:g}")
+    left, right = figure.subplots(1, 2)
+    _draw(left, rows, lambda row: 100 * row.kept)
+    left.axhline(100 * GOAL, color="#bbbbbb", linestyle="--", linewidth=0.9)
     left.set_ylabel("right answers, % of full prefill's")
-    _draw(right, [row for row in rows if row.share <= GOAL], lambda row: 100 * row.share)
-    right.set_xlabel("recomputed tokens, % of all tokens of memories")
+    _draw(right, [row for row in rows if row.policy not in ("full", PLAIN)], lambda row: max(1e-3, 1e3 * row.kl_answer))
+    right.set_yscale("log")
+    right.set_ylabel("KL of the answer's tokens from full prefill's, mnat")
     figure.suptitle(f"{title}\n", fontsize=13, fontweight="bold")
     figure.text(0.5, 0.925, f"{subtitle}; {rows[0].prompts} prompts", ha="center", fontsize=9)
     handles, labels = left.get_legend_handles_labels()
@@ -42,15 +40,18 @@ def draw_quality(rows: Sequence[QualityRow], title: str, subtitle: str, path: Pa
     figure.savefig(path, dpi=150)
 
 
-def _draw(panel: Axes, rows: Sequence[QualityRow], place: Callable[[QualityRow], float]) -> None:
+def _draw(panel: Axes, rows: Sequence[QualityRow], height: Callable[[QualityRow], float]) -> None:
     for family, group in groupby(rows, key=lambda row: row.policy.partition(":")[0]):
         found = list(group)
-        where = [(place(row), 100 * row.kept) for row in found]
+        where = [(row.ttft_ratio, height(row)) for row in found]
         panel.plot(*zip(*where, strict=True), "o-", color=COLOURS.get(family, "#777777"), label=family, markersize=5)
         for row, point in zip(found, where, strict=True):
             budget = row.policy.partition(":")[2]
             panel.annotate(budget, point, xytext=(4, -9), textcoords="offset points", fontsize=7)
-    panel.axhline(100 * GOAL, color="#bbbbbb", linestyle="--", linewidth=0.9)
+    panel.set_xlabel("time to first token, as a share of full prefill's (median)")
+    panel.set_xscale("log")
+    for axis in (panel.xaxis.set_major_formatter, panel.xaxis.set_minor_formatter):
+        axis(lambda value, position: f"{value:g}")
     panel.grid(color="#eeeeee", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)

@@ -123,7 +123,7 @@ def test_merge_is_the_union(pairs: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "head", "head:", "head:0", "head:-1", "head:x", "head:5000", "Full", "none:1", "deviation:0.1"]
+    "text", ["", "head", "head:", "head:0", "head:-1", "head:x", "head:5000", "Full", "none:1", "deviation:2"]
 )
 def test_an_unknown_policy_is_named_with_the_known_ones(text: str) -> None:
     with pytest.raises(BadInput, match="none, head:K"):
