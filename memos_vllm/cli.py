@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("serve", help="start vLLM's OpenAI-compatible server with memory: serve MODEL --memory-dir DIR")
     commands.add_parser("demo", help="show a server with memory at work")
-    commands.add_parser("bench", help="measure: `bench ttft` the time to first token, `bench quality` what repair does to answers")
+    commands.add_parser("bench", help="measure: `bench ttft` time to first token, `bench quality` what repair keeps")
     _add_vault(commands.add_parser("vault", help="look after a memory directory: vault check DIR, vault stats DIR"))
     version = commands.add_parser("version", help="print the versions of memos-vllm and of the vLLM it runs on")
     version.set_defaults(run=_version)
