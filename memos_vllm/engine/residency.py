@@ -25,7 +25,7 @@ RAM_FULL = "kv-ram-full"
 LOAD_FAILED = "load-failed"
 WAIT = "wait"
 GAUGE_SECONDS = 1.0
-"""How often the tiers are asked how full they are."""
+"""How often the tiers are asked how full they are, beside the steps that change it."""
 
 
 class Residency:
@@ -35,7 +35,7 @@ class Residency:
         self.tiers, self.disk, self.nbytes, self.world = tiers, disk, nbytes, world
         self.stats = MemosStats()
         self.evictions = {"ram": 0, "disk": 0}
-        self.gauges_at = 0.0
+        self.changed, self.gauges_at = True, 0.0
         self.fetches: list[Fetch] = []
         self.fetching: dict[str, Tally] = {}
         self.writing: dict[str, Tally] = {}
@@ -56,6 +56,7 @@ class Residency:
                 return MISSING
             if not self.tiers.fetch(key, self.nbytes(length), length):
                 return RAM_FULL
+            self.changed = True
             self.fetches.append(Fetch(key, tracked.tokens(segment), length))
             self.fetching[key] = Tally()
         elif self.tiers.state(key) is State.FETCHING:
@@ -105,6 +106,7 @@ class Residency:
 
     def admit(self, key: str, length: int) -> tuple[bool, bool]:
         """Make room for a cube that this step captures. Returns whether it is to be kept in RAM, and in a file."""
+        self.changed = True
         nbytes = self.nbytes(length)
         on_disk = self.disk.make_room(key, nbytes * self.world)
         if on_disk:
@@ -123,6 +125,7 @@ class Residency:
     def drop(self, keys: Iterable[str]) -> None:
         """Forget cubes that were deleted."""
         for key in keys:
+            self.changed = True
             self.tiers.drop(key)
             self.disk.gone(key)
 
@@ -140,6 +143,7 @@ class Residency:
 
     def news(self, news: StepNews, holders: Iterable[Tracked]) -> None:
         """Take in what the workers have read and written; what every rank has done counts."""
+        self.changed = True
         for key, tally in self._complete(self.fetching, news.fetched):
             self.tiers.fetched(key, not tally.error)
             if tally.error:
@@ -178,9 +182,9 @@ class Residency:
     def take_stats(self) -> MemosStats:
         """What was counted since the last call, and how full the tiers are."""
         stats, self.stats = self.stats, MemosStats()
-        if (now := time.monotonic()) < self.gauges_at:
+        if not self.changed and time.monotonic() < self.gauges_at:
             return stats
-        self.gauges_at = now + GAUGE_SECONDS
+        self.changed, self.gauges_at = False, time.monotonic() + GAUGE_SECONDS
         figures = self.tiers.stats()
         stats.set("ram_bytes", figures.resident_bytes * self.world)
         stats.set("resident_cubes", figures.num_resident)

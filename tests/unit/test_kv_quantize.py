@@ -103,7 +103,7 @@ def test_the_error_of_keys_values_and_attention(bundled: Bundled, store: StoreDt
     assert max(errors) < ERROR[store]
 
 
-@pytest.mark.parametrize(("store", "limit"), [("int8", 1e-4), ("fp8", 1e-3)])
+@pytest.mark.parametrize(("store", "limit"), [("int8", 1e-4), ("fp8", 3e-3)])
 def test_the_models_answer_hardly_moves(bundled: Bundled, store: StoreDtype, limit: float) -> None:
     exact = next_tokens(bundled, bundled.cube)
     other = next_tokens(bundled, packed(bundled.cube, store).unpack())
