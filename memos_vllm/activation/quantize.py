@@ -10,8 +10,8 @@ fp8, normal         2.61 %  2.51 %   3.77 %
 fp8, bundled model  2.59 %  2.49 %   2.20 %
 
 Next-token distributions of the bundled model behind such K/V, at a short question, are at a mean KL divergence of 1e-5
-(int8) and 1.5e-3 (fp8) from the exact ones, with the same most likely tokens. `tests/unit/test_kv_quantize.py` holds the
-bounds. Both take the same room, so int8 is the better one; fp8 is there for K/V with a wide range within a scale.
+(int8) and 1.5e-3 (fp8) from the exact ones, with the same most likely tokens. `tests/unit/test_kv_quantize.py` holds
+the bounds. Both take the same room, so int8 is the better one; fp8 is there for K/V with a wide range within a scale.
 """
 
 from __future__ import annotations
