@@ -13,13 +13,14 @@ from memos_vllm.activation.repair import Placed, RepairPolicy
 class Part:
     """A run of prompt tokens and the key of its KV cube; None when it has none (text between cubes, a cold cube).
 
-    deviation, relevance: what repair policies choose by, see `Placed`.
+    deviation, relevance: what repair policies choose by, see `Placed`; weight: how dear its K/V are, see `SplicePlan`.
     """
 
     ids: Sequence[int]
     key: str | None = None
     deviation: Sequence[float] | None = None
     relevance: Sequence[tuple[int, int, float]] | None = None
+    weight: float = 1.0
 
 
 def compose(scaffold: Part, parts: Sequence[Part], policy: RepairPolicy) -> SplicePlan | None:
@@ -49,7 +50,8 @@ def compose(scaffold: Part, parts: Sequence[Part], policy: RepairPolicy) -> Spli
         spans.append((0, origin))
     ids = [token for part in (scaffold, *parts) for token in part.ids][:cover]
     windows = tuple(Window(start, end - start) for start, end in merge(spans))
-    return SplicePlan(tuple(segments), windows, cover, prompt=prompt_hash(ids))
+    weights = {part.key: part.weight for _, part in keyed if part.key and part.weight != 1.0}
+    return SplicePlan(tuple(segments), windows, cover, prompt=prompt_hash(ids), weights=weights)
 
 
 def capture_plan(scaffold: Part, cube: Part) -> SplicePlan:

@@ -167,6 +167,11 @@ class DiskTier:
             self.policy.used(key)
             self._used.add(key)
 
+    def weigh(self, key: str, weight: float) -> None:
+        """Priority between cubes, as in `KVTiers.weigh`."""
+        with self._change:
+            self.policy.weigh(key, weight)
+
     def make_room(self, key: str, nbytes: int) -> bool:
         """Have room made for a key's files, `nbytes` over all ranks, that are about to be written. Returns at once.
 

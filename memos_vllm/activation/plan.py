@@ -53,7 +53,7 @@ class SplicePlan(msgspec.Struct, frozen=True):
     `captures` name the ranges of this prompt to be kept as KV cubes once they are computed; `compare` the ranges whose
     K/V are set against those of a cube that is kept already, to learn which of its tokens lean on what is before them.
     `drops` are the keys of cubes that were deleted. `prompt` is the hash of the tokens the plan speaks of: a plan fits
-    no other prompt.
+    no other prompt. `weights` say of some segments' cubes how dear they are to the tiers; of the others it is 1.
     """
 
     segments: tuple[Segment, ...] = ()
@@ -63,6 +63,7 @@ class SplicePlan(msgspec.Struct, frozen=True):
     prompt: str = ""
     compare: tuple[Segment, ...] = ()
     drops: tuple[str, ...] = ()
+    weights: dict[str, float] = {}
 
     @property
     def extent(self) -> int:

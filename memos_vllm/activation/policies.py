@@ -33,7 +33,7 @@ class EvictionPolicy(Protocol):
         """A use of an entry; an unknown key is ignored."""
 
     def weigh(self, key: str, weight: float) -> None:
-        """An entry is `weight` > 0 times as dear as others; an unknown key is ignored."""
+        """An entry is `weight` > 0 times as dear as others, until it is told otherwise; it may be unknown yet."""
 
     def removed(self, key: str) -> None:
         """The entry is gone; an unknown key is ignored."""
@@ -118,11 +118,12 @@ class CostPolicy:
         self.rebuild, self.half_life = rebuild, half_life
         self._clock = clock
         self._values: dict[str, _Value] = {}
+        self._weights: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
 
     def added(self, key: str, nbytes: int, last_use: float | None = None) -> None:
         at = (self._clock() if last_use is None else last_use) / self.half_life
-        self._values[key] = _Value(self.rebuild(nbytes) / nbytes, 1.0, at)
+        self._values[key] = _Value(self.rebuild(nbytes) / nbytes, 1.0, at, self._weights.get(key, 1.0))
         self._push(key)
 
     def used(self, key: str) -> None:
@@ -134,8 +135,12 @@ class CostPolicy:
             self._push(key)
 
     def weigh(self, key: str, weight: float) -> None:
+        if weight == 1.0:
+            self._weights.pop(key, None)
+        else:
+            self._weights[key] = weight
         value = self._values.get(key)
-        if value is not None:
+        if value is not None and value.weight != weight:
             value.weight = weight
             self._push(key)
 

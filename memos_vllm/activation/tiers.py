@@ -46,7 +46,6 @@ class TierStats:
 @dataclass
 class _Entry:
     nbytes: int
-    tokens: int
     state: State
     doomed: bool = False
     """To be dropped at the last release."""
@@ -63,7 +62,6 @@ class KVTiers:
         self._entries: dict[str, _Entry] = {}
         self._leases: Counter[str] = Counter()
         self._pinned: set[str] = set()
-        self._weights: dict[str, float] = {}
         self._drops: list[str] = []
         self._fresh: list[str] = []
         self._used_bytes = 0
@@ -83,11 +81,7 @@ class KVTiers:
     def num_resident(self) -> int:
         return len(self._entries) - self._num_fetching
 
-    def tokens(self, key: str) -> int:
-        """Tokens of a key that is not absent. Raises KeyError for one that is."""
-        return self._entries[key].tokens
-
-    def fetch(self, key: str, nbytes: int, tokens: int) -> bool:
+    def fetch(self, key: str, nbytes: int) -> bool:
         """Reserve room for an absent key and have it fetching: send the workers a fetch if True.
 
         False: there is no room, since all else is held, pinned or on its way. Raises ValueError for another state.
@@ -95,7 +89,7 @@ class KVTiers:
         if key in self._entries:
             raise ValueError(f"{key} is {self.state(key).value}, not absent")
         self._stats.misses += 1
-        if not self._enter(key, _Entry(nbytes, tokens, State.FETCHING)):
+        if not self._enter(key, _Entry(nbytes, State.FETCHING)):
             return False
         self._fetching_bytes += nbytes
         self._num_fetching += 1
@@ -118,10 +112,9 @@ class KVTiers:
             self._remove(key)
         else:
             self.policy.added(key, entry.nbytes)
-            self._weigh(key)
             self._settle(key)
 
-    def admit(self, key: str, nbytes: int, tokens: int) -> bool:
+    def admit(self, key: str, nbytes: int) -> bool:
         """Whether a capture of this step is to be kept in RAM (`KVStore.keep`); False: in a file only (`write`).
 
         It is not evicted before the next `take_drops`: a step's drops come before its captures.
@@ -130,10 +123,9 @@ class KVTiers:
         if entry is not None and entry.state is State.FETCHING:
             return False
         if entry is None:
-            if not self._enter(key, _Entry(nbytes, tokens, State.RESIDENT)):
+            if not self._enter(key, _Entry(nbytes, State.RESIDENT)):
                 return False
             self.policy.added(key, nbytes)
-            self._weigh(key)
         else:
             entry.doomed = False
         self.hold(key)
@@ -169,10 +161,6 @@ class KVTiers:
 
     def weigh(self, key: str, weight: float) -> None:
         """Priority between cubes that are not pinned: one of weight 2 is kept as if its return cost twice as much."""
-        if weight == 1.0:
-            self._weights.pop(key, None)
-        else:
-            self._weights[key] = weight
         self.policy.weigh(key, weight)
 
     def touch(self, key: str) -> None:
@@ -247,10 +235,6 @@ class KVTiers:
             self._stats.evicted_bytes += self._entries[key].nbytes
             self._remove(key)
         return True
-
-    def _weigh(self, key: str) -> None:
-        if key in self._weights:
-            self.policy.weigh(key, self._weights[key])
 
     def _settle(self, key: str) -> None:
         """Remove a doomed key that nobody holds."""

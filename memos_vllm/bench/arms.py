@@ -39,6 +39,7 @@ ARMS = (
     REORDERED,
     Arm("memos, text", "memos", repair="off"),
     Arm("memos, spliced, none", "memos", repair="none"),
+    Arm("memos, spliced, head:16", "memos", repair="head:16"),
     Arm(f"memos, spliced, {DEFAULT} (default)", "memos", repair=DEFAULT),
     FULL,
 )

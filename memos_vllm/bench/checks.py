@@ -49,15 +49,22 @@ def same_answer(context: int, repaired: Answer, plain: Answer, tie: float) -> Eq
     return Equal(context, ANSWER_TOKENS, ended_at_tie=False)
 
 
-def check_headers(arm: Arm, headers: Mapping[str, str], cube_ids: Sequence[str], context: int) -> tuple[int, int]:
-    """Spliced and repaired tokens of a memos answer, which must be what its arm stands for. Raises CheckFailed."""
+def check_headers(
+    arm: Arm, headers: Mapping[str, str], cube_ids: Sequence[str], context: int, query: int
+) -> tuple[int, int]:
+    """Spliced and repaired tokens of a memos answer, which must be what its arm stands for. Raises CheckFailed.
+
+    context, query: tokens of the memories and of the question, which is to be computed as usual.
+    """
     used = headers.get("x-memos-cubes", "")
     if used != ",".join(cube_ids):
         raise CheckFailed(f"'{arm.name}' used the memories '{used}', not '{','.join(cube_ids)}'")
     if cause := headers.get("x-memos-fallback"):
         raise CheckFailed(f"'{arm.name}' at {context} tokens fell back ({cause})")
-    counts = {kind: int(headers[f"x-memos-{kind}-tokens"]) for kind in ("cached", "spliced", "repaired")}
+    counts = {kind: int(headers[f"x-memos-{kind}-tokens"]) for kind in ("cached", "spliced", "repaired", "computed")}
     problem = _problem(arm, counts["spliced"], counts["repaired"], context, len(cube_ids))
+    if counts["computed"] < query:
+        problem = f"only {counts['computed']} tokens were computed, the query alone has {query}"
     if counts["cached"]:
         problem = f"{counts['cached']} tokens came from the prefix cache, which should be empty"
     if problem:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from memos_vllm.bench.stats import Row
 
-COLOURS = ("#9aa0a6", "#1f4e79", "#5b9bd5", "#f2c14e", "#e07a3f", "#b5361c", "#6b2b1a")
+COLOURS = ("#9aa0a6", "#1f4e79", "#5b9bd5", "#f2c14e", "#eba05c", "#e07a3f", "#b5361c", "#6b2b1a")
 """Grey and blues: vLLM; yellow to red: memos."""
 GROUP_WIDTH = 0.86
 

@@ -144,7 +144,7 @@ class Bench:
         options, track = self.options, self.progress.track
         contexts = [self._build(context) for context in track(options.contexts, description="building KV cubes")]
         for memories in track(contexts, description="checking answers"):
-            self.checks.append(self._check(self._trial(memories, min(options.queries))))
+            self.checks.append(self._check(memories, min(options.queries)))
         rounds = range(-options.warmup, options.repetitions)
         sizes = list(product(contexts, options.queries))
         task = self.progress.add_task("measuring", total=len(rounds) * len(sizes) * len(ARMS))
@@ -186,13 +186,13 @@ class Bench:
         first, second = (text_of(query, self.clients["plain"].count, self.rng) for _ in range(2))
         return Trial(memories, tuple(order), tuple(warm_order), first, second)
 
-    def _check(self, trial: Trial) -> Equal:
+    def _check(self, memories: Memories, query: int) -> Equal:
         """Every splicing arm splices, and full repair answers as plain vLLM does. Raises CheckFailed."""
-        memos, context = self.clients["memos"], trial.memories.context
+        memos, context, trial = self.clients["memos"], memories.context, self._trial(memories, query)
         for arm in (arm for arm in ARMS if arm.server == "memos"):
             memos.reset_prefix_cache()
             answer = memos.chat_tokens(trial.question, trial.headers(arm), ANSWER_TOKENS)
-            check_headers(arm, answer.headers, trial.order, context)
+            check_headers(arm, answer.headers, trial.order, context, query)
             if arm is FULL:
                 repaired = answer
         self.clients["cached"].reset_prefix_cache()
@@ -211,5 +211,5 @@ class Bench:
             timed = client.stream(trial.messages(trial.order, trial.query), {})
             return Sample(arm.name, context, query, number, timed.ttft, timed.prompt, timed.cached)
         timed = client.stream(trial.question, trial.headers(arm))
-        spliced, repaired = check_headers(arm, timed.headers, trial.order, context)
+        spliced, repaired = check_headers(arm, timed.headers, trial.order, context, query)
         return Sample(arm.name, context, query, number, timed.ttft, timed.prompt, 0, spliced, repaired)

@@ -54,7 +54,7 @@ class Residency:
                 self.disk.rescan_now()  # another engine may have written it
                 self._count(tracked, key, "hits", "miss")
                 return MISSING
-            if not self.tiers.fetch(key, self.nbytes(length), length):
+            if not self.tiers.fetch(key, self.nbytes(length)):
                 return RAM_FULL
             self.changed = True
             self.fetches.append(Fetch(key, tracked.tokens(segment), length))
@@ -65,9 +65,14 @@ class Residency:
         self.tiers.hold(key)
         self.tiers.touch(key)
         self.disk.used(key)
+        self._weigh(key, tracked.plan.weights.get(key, 1.0))
         tracked.held[key] = source
         self.num_held += 1
         return None
+
+    def _weigh(self, key: str, weight: float) -> None:
+        self.tiers.weigh(key, weight)
+        self.disk.weigh(key, weight)
 
     def _count(self, tracked: Tracked, key: str, name: str, label: str) -> None:
         """Count once for each request and cube, however often it is asked for."""
@@ -111,7 +116,7 @@ class Residency:
         on_disk = self.disk.make_room(key, nbytes * self.world)
         if on_disk:
             self.writing[key] = Tally()
-        return self.tiers.admit(key, nbytes, length), on_disk
+        return self.tiers.admit(key, nbytes), on_disk
 
     def release(self, tracked: Tracked) -> None:
         for key in list(tracked.held):

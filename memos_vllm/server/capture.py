@@ -39,14 +39,16 @@ RETRY_AFTER = 60.0
 DEVIATION_TIMEOUT = 10.0
 """Seconds that a worker has to compare a cube with itself behind the decoy."""
 PATIENCE = 30.0
-"""Seconds that a capture waits for an engine with room; then it goes ahead, since K/V are what takes load off."""
+"""Seconds that a capture waits for an engine with room; then it is sent, and the engine admits it as soon as no user's
+request waits.
+"""
 
 
 @dataclass(frozen=True)
 class CaptureJob:
     """K/V to capture behind one scaffold: of a cube, or of a piece of prompt text, whose cube_id is empty.
 
-    The keys tell adapters apart. `pinned` ones wait neither for others nor for the engine.
+    The keys tell adapters apart. `pinned` ones go before others and are sent at once.
     """
 
     owner: str

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 SHARED = ""
 """Owner of the scaffold's K/V: the chat template's own tokens. Behind any other scaffold nothing is kept."""
+WEIGHTS = {"low": 0.25, "high": 4.0}
+"""How dear K/V are to the tiers by their cube's priority; pinned ones are not evicted, the others weigh 1."""
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -52,7 +54,7 @@ class KVSplicer:
         self.vault, self.identity = vault, identity
         self.policy, self.secret = policy, secret
         self.queue, self.promoter, self.upkeep = queue, promoter, upkeep
-        self.takes_pieces = promoter.mode != "off"
+        self.takes_pieces = promoter.mode == "auto"
 
     def prepare(
         self,
@@ -73,7 +75,10 @@ class KVSplicer:
         lacking = [index for index, record in enumerate(records) if record is None]
         missing = self._promote([cubes[index] for index in lacking], [jobs[index] for index in lacking])
         spans: Sequence[Spans | None] = relevance if relevance is not None else [None] * len(jobs)
-        parts = [_part(ids, record, span) for ids, record, span in zip(cube_ids, records, spans, strict=True)]
+        parts = [
+            _part(ids, record, span, WEIGHTS.get(cube.header.priority, 1.0))
+            for cube, ids, record, span in zip(cubes, cube_ids, records, spans, strict=True)
+        ]
         parts += [self._piece(asked, scaffold_ids, piece, jobs[0]) for piece in rest]
         scaffold = Part(scaffold_ids, jobs[0].scaffold_key if self._record(jobs[0].scaffold_key) else None)
         plan = compose(scaffold, parts, policy)
@@ -187,10 +192,12 @@ class KVSplicer:
         return record if record and all_written(queue.memory_dir, queue.identity, key, queue.world) else None
 
 
-def _part(ids: Sequence[int], record: KVRecord | None, relevance: Spans | None = None) -> Part:
+def _part(
+    ids: Sequence[int], record: KVRecord | None, relevance: Spans | None = None, weight: float = 1.0
+) -> Part:
     if record is None:
         return Part(ids)
-    return Part(ids, record.key, unpack(record.deviation) if record.deviation else None, relevance)
+    return Part(ids, record.key, unpack(record.deviation) if record.deviation else None, relevance, weight)
 
 
 def make_splicer(

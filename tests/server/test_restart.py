@@ -20,7 +20,7 @@ from tests.server.test_splice_http import ask, wait_for_kv
 
 pytestmark = pytest.mark.server
 
-ROUNDS = int(os.environ.get("MEMOS_KILL_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("MEMOS_KILL_ROUNDS", "1"))
 """Each round starts a server, half a minute or more."""
 USER = {"x-memos-user-id": "maya"}
 QUESTION = "Where is the lantern?"

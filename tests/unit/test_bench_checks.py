@@ -14,8 +14,7 @@ from memos_vllm.bench.checks import HALF_PRECISION_TIE, CheckFailed, Equal, chec
 from memos_vllm.bench.client import Answer
 from memos_vllm.bench.ttft import Memories, Trial
 
-TEXT, NONE, _, FULL = ARMS[3:]
-HEAD = Arm("memos, spliced, head:16", "memos", repair="head:16")
+TEXT, NONE, HEAD, _, FULL = ARMS[3:]
 MIXED = Arm("memos, spliced, mixed:0.1", "memos", repair="mixed:0.1")
 CUBES = ("a1", "b2", "c3")
 GREEDY = [5, 6, 7, 8, 9, 10, 11, 12]
@@ -27,7 +26,7 @@ def answer(tokens: list[int], **alternatives: float) -> Answer:
 
 
 def headers(spliced: int, repaired: int, **others: str) -> dict[str, str]:
-    counts = {"cached": 0, "spliced": spliced, "repaired": repaired}
+    counts = {"cached": 0, "spliced": spliced, "repaired": repaired, "computed": 120}
     found = {f"x-memos-{kind}-tokens": str(count) for kind, count in counts.items()}
     return {"x-memos-cubes": ",".join(CUBES), **found, **others}
 
@@ -59,11 +58,11 @@ def test_a_tie_is_forgiven_in_half_precision_only() -> None:
 
 
 def test_headers_of_a_good_answer() -> None:
-    assert check_headers(TEXT, headers(0, 0), CUBES, 600) == (0, 0)
-    assert check_headers(NONE, headers(615, 0), CUBES, 600) == (615, 0)
-    assert check_headers(HEAD, headers(583, 32), CUBES, 600) == (583, 32)
-    assert check_headers(FULL, headers(15, 600), CUBES, 600) == (15, 600)
-    assert check_headers(FULL, headers(15, 512), CUBES, 600) == (15, 512)
+    assert check_headers(TEXT, headers(0, 0), CUBES, 600, 100) == (0, 0)
+    assert check_headers(NONE, headers(615, 0), CUBES, 600, 100) == (615, 0)
+    assert check_headers(HEAD, headers(583, 32), CUBES, 600, 100) == (583, 32)
+    assert check_headers(FULL, headers(15, 600), CUBES, 600, 100) == (15, 600)
+    assert check_headers(FULL, headers(15, 512), CUBES, 600, 100) == (15, 512)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +76,14 @@ def test_headers_of_a_good_answer() -> None:
         (MIXED, headers(500, 100), "100 tokens were repaired, 60 at most"),
         (HEAD, headers(600, 0) | {"x-memos-fallback": "kv-missing"}, "fell back (kv-missing)"),
         (HEAD, headers(600, 0) | {"x-memos-cached-tokens": "32"}, "32 tokens came from the prefix cache"),
+        (HEAD, headers(700, 0) | {"x-memos-computed-tokens": "20"}, "only 20 tokens were computed"),
         (HEAD, headers(600, 0) | {"x-memos-cubes": "b2,a1,c3"}, "used the memories 'b2,a1,c3'"),
         (HEAD, {}, "used the memories ''"),
     ],
 )
 def test_headers_of_a_bad_answer(arm: Arm, answered: dict[str, str], says: str) -> None:
     with pytest.raises(CheckFailed) as error:
-        check_headers(arm, answered, CUBES, 600)
+        check_headers(arm, answered, CUBES, 600, 100)
     assert says in str(error.value)
 
 

@@ -72,12 +72,11 @@ class TiersMachine(RuleBasedStateMachine):
     def fetch(self, key: str, nbytes: int) -> None:
         if key in self.order or key in self.fetching:
             with pytest.raises(ValueError, match="not absent"):
-                self.tiers.fetch(key, nbytes, 1)
+                self.tiers.fetch(key, nbytes)
             return
         fits = self.room(nbytes)
-        assert self.tiers.fetch(key, nbytes, 7) is fits
+        assert self.tiers.fetch(key, nbytes) is fits
         if fits:
-            assert self.tiers.tokens(key) == 7
             self.sizes[key] = nbytes
             self.fetching.append(key)
             self.sent.append(key)
@@ -100,10 +99,10 @@ class TiersMachine(RuleBasedStateMachine):
     @rule(key=KEYS, nbytes=SIZES)
     def admit(self, key: str, nbytes: int) -> None:
         if key in self.fetching:
-            assert not self.tiers.admit(key, nbytes, 1)
+            assert not self.tiers.admit(key, nbytes)
             return
         fits = key in self.order or self.room(nbytes)
-        assert self.tiers.admit(key, nbytes, 1) is fits
+        assert self.tiers.admit(key, nbytes) is fits
         if not fits:
             return
         if key not in self.order:
@@ -191,13 +190,13 @@ TestTiers.settings = settings(max_examples=120, stateful_step_count=40, deadline
 def test_a_fetch_without_room_evicts_nothing() -> None:
     tiers = KVTiers(100, LRUPolicy())
     for key in "abc":
-        assert tiers.admit(key, 30, 1)
+        assert tiers.admit(key, 30)
     tiers.take_drops()
     tiers.hold("a")
     tiers.pin("b", True)
-    assert not tiers.fetch("d", 80, 1)
+    assert not tiers.fetch("d", 80)
     assert [tiers.state(key) for key in "abcd"] == [State.RESIDENT] * 3 + [State.ABSENT]
-    assert tiers.fetch("d", 40, 1)
+    assert tiers.fetch("d", 40)
     assert tiers.take_drops() == ["c"]
     stats = tiers.stats()
     assert (stats.refused, stats.evictions, stats.evicted_bytes, stats.misses) == (1, 1, 30, 2)
@@ -206,8 +205,8 @@ def test_a_fetch_without_room_evicts_nothing() -> None:
 def test_a_capture_is_not_dropped_in_its_own_step() -> None:
     """The workers drop first and capture last: such a drop would leave them a payload that nobody knows of."""
     tiers = KVTiers(10, LRUPolicy())
-    assert tiers.admit("a", 10, 1)
-    assert not tiers.admit("b", 10, 1)
+    assert tiers.admit("a", 10)
+    assert not tiers.admit("b", 10)
     tiers.drop("a")
     assert tiers.take_drops() == []
     assert tiers.take_drops() == ["a"]
@@ -216,9 +215,9 @@ def test_a_capture_is_not_dropped_in_its_own_step() -> None:
 
 def test_a_recaptured_cube_is_wanted_again() -> None:
     tiers = KVTiers(10, LRUPolicy())
-    tiers.admit("a", 10, 1)
+    tiers.admit("a", 10)
     tiers.drop("a")
-    tiers.admit("a", 10, 1)
+    tiers.admit("a", 10)
     tiers.take_drops()
     assert tiers.take_drops() == []
     assert tiers.state("a") is State.RESIDENT
@@ -226,7 +225,7 @@ def test_a_recaptured_cube_is_wanted_again() -> None:
 
 def test_a_hit_is_counted_for_what_is_in_ram_only() -> None:
     tiers = KVTiers(10, LRUPolicy())
-    tiers.fetch("a", 5, 1)
+    tiers.fetch("a", 5)
     tiers.touch("a")
     tiers.fetched("a", True)
     tiers.touch("a")
@@ -240,7 +239,7 @@ def test_a_weight_is_kept_while_the_cube_is_away() -> None:
     tiers.weigh("a", 4.0)
     tiers.weigh("b", 0.5)
     for key in "ab":
-        tiers.fetch(key, 10, 1)
+        tiers.fetch(key, 10)
         tiers.fetched(key, True)
     assert list(tiers.policy.order()) == ["b", "a"]
     tiers.weigh("a", 1.0)
@@ -275,7 +274,7 @@ def test_cost_orders_by_decayed_heat_weight_and_cost_for_a_byte(events: list[tup
         clock.now += number
         if event == "add":
             policy.added(key, number)
-            uses[key], sizes[key], weights[key] = [clock.now], number, 1.0
+            uses[key], sizes[key] = [clock.now], number
         elif event == "use":
             policy.used(key)
             uses.get(key, []).append(clock.now)
@@ -288,7 +287,7 @@ def test_cost_orders_by_decayed_heat_weight_and_cost_for_a_byte(events: list[tup
 
         def value(key: str) -> float:
             heat = sum(0.5 ** ((clock.now - at) / half_life) for at in uses[key])
-            return math.log(heat * weights[key] * rebuild(sizes[key]) / sizes[key])
+            return math.log(heat * weights.get(key, 1.0) * rebuild(sizes[key]) / sizes[key])
 
         found = list(policy.order())
         assert sorted(found) == sorted(uses)

@@ -135,3 +135,11 @@ def test_plans_survive_msgspec_round_trips() -> None:
         Part(range(4), "s"), [Part(range(9), "a"), Part(range(3)), Part(range(7), "b")], parse_policy("head:2")
     )
     assert msgspec.json.decode(msgspec.json.encode(plan), type=SplicePlan) == plan
+
+
+def test_a_plan_says_how_dear_its_cubes_are() -> None:
+    parts = [Part(range(5), "a", weight=4.0), Part(range(5), "b"), Part(range(5), weight=0.25)]
+    plan = compose(Part(range(3), "s"), parts, parse_policy("none"))
+    assert plan is not None and plan.weights == {"a": 4.0}
+    light = compose(Part(range(3), "s"), [Part(part.ids, part.key) for part in parts], parse_policy("none"))
+    assert light is not None and light.digest() == plan.digest(), "the K/V are the same"
