@@ -192,9 +192,7 @@ class KVSplicer:
         return record if record and all_written(queue.memory_dir, queue.identity, key, queue.world) else None
 
 
-def _part(
-    ids: Sequence[int], record: KVRecord | None, relevance: Spans | None = None, weight: float = 1.0
-) -> Part:
+def _part(ids: Sequence[int], record: KVRecord | None, relevance: Spans | None = None, weight: float = 1.0) -> Part:
     if record is None:
         return Part(ids)
     return Part(ids, record.key, unpack(record.deviation) if record.deviation else None, relevance, weight)
