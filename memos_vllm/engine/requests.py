@@ -45,7 +45,6 @@ class Tracked:
     built: bool = False
     failed: bool = False
     block_ids: list[int] = field(default_factory=list)
-    reported: bool = False
     report: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -256,12 +256,12 @@ class SchedulerHalf:
             self.finished.add(request_id)
 
     def report_for(self, output: EngineCoreOutput) -> dict[str, Any] | None:
-        """`kv_transfer_params` for a request's first and last output; None for the others and for plain requests."""
+        """`kv_transfer_params` for an output; None for plain requests.
+
+        It goes with every output: vLLM joins those that a busy API server has not fetched yet, and keeps the last's.
+        """
         tracked = self.tracked.get(output.request_id)
-        if tracked is None or not tracked.report or (tracked.reported and output.finish_reason is None):
-            return None
-        tracked.reported = True
-        return {PARAMS_KEY: tracked.report}
+        return {PARAMS_KEY: tracked.report} if tracked and tracked.report else None
 
     def purge(self) -> None:
         """Forget the requests that had ended by the last call: a step of theirs may be under way until the next."""

@@ -132,6 +132,18 @@ class Engine:
         prompt = {"prompt_token_ids": list(ids), "cache_salt": self.fresh_salt()}
         return self._answer(self.llm.generate([prompt], self._sampling(kv_transfer_params, 4), use_tqdm=False)[0])
 
+    def reports(self, ids: Sequence[int], plan: SplicePlan, tokens: int) -> list[dict[str, Any]]:
+        """What the connector tells with each of a streamed answer's outputs."""
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = self._sampling(sign(plan, SECRET), tokens)
+        sampling.output_kind = RequestOutputKind.DELTA
+        salt, told = self.fresh_salt(), []
+        self.llm.llm_engine.add_request(salt, {"prompt_token_ids": list(ids), "cache_salt": salt}, sampling)
+        while self.llm.llm_engine.has_unfinished_requests():
+            told += [(output.kv_transfer_params or {}).get("memos", {}) for output in self.llm.llm_engine.step()]
+        return told
+
     def _sampling(self, params: dict[str, Any] | None, tokens: int) -> Any:
         from vllm import SamplingParams
 

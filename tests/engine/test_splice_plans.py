@@ -152,3 +152,11 @@ def test_preempted_requests_are_spliced_again(engine: Engine) -> None:
     assert engine.preemptions() > before
     alone = engine.ask(prompt, plan, tokens=120)
     assert {tuple(answer.tokens) for answer in together} == {tuple(alone.tokens)}
+
+
+def test_every_output_of_a_stream_carries_the_report(engine: Engine) -> None:
+    """vLLM joins the outputs that a busy API server has not fetched yet, and keeps the last one's parameters."""
+    scaffold, parts, rest = build(engine, (77, 30, [(3, 50), (0, 40)], 9))
+    reports = engine.reports(prompt_of(scaffold, parts, rest), plan_for(scaffold, parts, "head:4"), tokens=5)
+    assert len(reports) == 5
+    assert all(report["spliced"] > 0 and report == reports[0] for report in reports)

@@ -71,11 +71,11 @@ def test_a_run_that_is_stopped_takes_its_servers_along(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "memos_vllm.cli", "bench", "ttft", "--model", str(model_path())]
     for number in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while len(left_behind(tmp_path)) < 4 and time.monotonic() < deadline:
             time.sleep(0.2)
         assert len(left_behind(tmp_path)) >= 4
         process.send_signal(number)
-        assert process.wait(60) == 128 + number
+        assert process.wait(180) == 128 + number
         assert left_behind(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
