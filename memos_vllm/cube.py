@@ -23,7 +23,8 @@ Origin = Literal["inference_extraction", "user_input", "external_retrieval", "pa
 SemanticType = Literal["task_prompt", "fact", "user_preference", "domain_knowledge", "episode"]
 Priority = Literal["low", "mid", "high", "pinned"]
 State = Literal["generated", "activated", "merged", "archived", "expired", "frozen"]
-Operation = Literal["add", "overwrite", "append", "merge"]
+Operation = Literal["add", "overwrite", "append", "merge", "rollback", "restore", "transfer", "purify"]
+Namespace = Literal["user", "expert", "shared", "pool", "pipeline"]
 Right = Literal["read", "write", "share"]
 Scalar = str | int | float | bool | None
 
@@ -42,8 +43,14 @@ class Licence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: str = ""
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything known about a cube but its content. Times are ISO-8601, UTC, or a date alone; "" means none."""
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Everything known about a cube but its content. Times are ISO-8601, UTC, or a date alone; "" means none.
+
+    happened: when what the cube tells took place
+    namespace: private to a user, expert knowledge, shared by a group, pool of a context, or cache of a pipeline
+    parents: the versions this one derives from, as `id@version`
+    operation, author: what made this version, and who
+    """
 
     # descriptive
     id: str = ""
@@ -54,8 +61,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     semantic_type: SemanticType = "fact"
     tags: tuple[str, ...] = ()
     model: str = ""
+    happened: str = ""
     metadata: dict[str, Scalar] = {}
     # governance
+    namespace: Namespace = "user"
     owner: str = ""
     access: tuple[Grant, ...] = ()
     expires: str = ""
@@ -175,8 +184,9 @@ class MemCube(msgspec.Struct, frozen=True):
 
     def to_json(self) -> dict[str, Any]:
         """The outside form. A grant of nothing but reading is the principal's name."""
-        data: dict[str, dict[str, Any]] = msgspec.json.decode(msgspec.json.encode(self))
-        meta, payload = data["header"], data["payload"]
+        # Stored headers leave out what is default, the outside form does not.
+        meta = msgspec.json.decode(msgspec.json.encode(msgspec.structs.asdict(self.header)))
+        payload = msgspec.json.decode(msgspec.json.encode(self.payload))
         meta["access"] = [grant["principal"] if grant["rights"] == ["read"] else grant for grant in meta["access"]]
         if payload.get("format") == "json":
             payload["content"] = json.loads(payload["content"])
@@ -244,6 +254,7 @@ def completed(cube: MemCube) -> MemCube:
         updated=timestamp(header.updated, "updated") or (created if header.created else moment),
         expires=timestamp(header.expires, "expires"),
         last_access=timestamp(header.last_access, "last_access"),
+        happened=timestamp(header.happened, "happened"),
         access=_normal_access(header),
     )
     _check_header(header)

@@ -4,9 +4,13 @@ from typing import ClassVar
 
 
 class MemosError(Exception):
-    """Base of all errors here. `status` is the HTTP status it is answered with."""
+    """Base of all errors here. `status` is the HTTP status it is answered with.
+
+    retry_after: seconds after which the same request may succeed; None where waiting does not help.
+    """
 
     status: ClassVar[int] = 500
+    retry_after: float | None = None
 
 
 class BadInput(MemosError):
@@ -55,6 +59,28 @@ class TooLarge(MemosError):
     status = 413
 
 
+class QuotaExceeded(TooLarge):
+    """A write would take its owner over their quota of cubes or bytes; nothing of it was stored."""
+
+    def __init__(self, message: str, owner: str) -> None:
+        super().__init__(message)
+        self.owner = owner
+
+    def for_others(self) -> "QuotaExceeded":
+        """The same for somebody else than the owner, without saying how much they have."""
+        return QuotaExceeded(f"{self.owner!r} has no room for this: their quota of memories is used up.", self.owner)
+
+
+class RateLimited(MemosError):
+    """A user sends more requests a second than their quota allows."""
+
+    status = 429
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class KVUnusable(MemosError):
     """A KV file is missing, truncated, corrupt or foreign; callers fall back to text."""
 
@@ -65,10 +91,26 @@ class VaultUnavailable(MemosError):
     status = 503
 
 
+class EmbedderUnavailable(MemosError):
+    """The embedder of memory search fails or does not answer; searches go by words meanwhile."""
+
+    status = 503
+
+
 class VaultFull(MemosError):
     """The vault reached its size limit or the disk is full; nothing of the write was stored."""
 
     status = 507
+
+
+class BackupFailed(MemosError):
+    """A backup or restore was not made: its target is in the way, or the copy is not whole."""
+
+
+class ReaderFailed(MemosError):
+    """The served model said nothing usable about what to remember; the rules read the messages instead."""
+
+    status = 503
 
 
 class StartError(MemosError):
@@ -77,6 +119,10 @@ class StartError(MemosError):
 
 class NotAVault(StartError):
     """The memory directory holds something else, a newer format, or a damaged vault."""
+
+
+class VaultInUse(StartError):
+    """Another process has the vault open, or works on its whole file."""
 
 
 class VaultUnwritable(StartError):

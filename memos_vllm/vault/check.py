@@ -1,105 +1,193 @@
-"""Consistency of a vault: every record decodes, and the tables, the manifest and the KV files agree."""
+"""Consistency of a vault: every record decodes, and tables, index, books, log, manifest and KV files agree.
+
+Records are read one by one and their rows looked up, so that a vault of any size is checked in little memory. Rows too
+many are looked for one by one only where the numbers of rows do not add up.
+"""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from memos_vllm.cube import MemCube
-from memos_vllm.vault import keys
+from memos_vllm.errors import VaultUnavailable
+from memos_vllm.vault import audit, books, index, keys, registry, snapshots
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.folder import kv_files
-from memos_vllm.vault.records import Damaged, Event, KVRecord, Record, Uses, decode
+from memos_vllm.vault.records import Damaged, Event, KVRecord, Record, Snapshot, Uses, decode
 
 STRAY_SECONDS = 600  # a younger KV file may be on its way into the manifest
 
-
-def problems_in(txn: Txn, memory_dir: Path) -> list[str]:
-    """One line for each fault, empty when all is sound."""
-    return list(_Check(txn, memory_dir).run())
+Tell = Callable[[str], object]
 
 
-class _Check:
+def problems_in(txn: Txn, memory_dir: Path, tell: Tell = str) -> list[str]:
+    """One line for each fault, empty when all is sound. tell: is called with the name of each part as it begins."""
+    found: list[str] = []
+    cubes, manifest = _Cubes(txn), _Manifest(txn, memory_dir)
+    parts: dict[str, Callable[[], Iterable[str]]] = {
+        "memories": cubes.run,
+        "manifest": manifest.run,
+        "registry": lambda: registry.problems(txn),
+        "audit log": lambda: audit.problems(txn),
+        "snapshots": lambda: snapshots.problems(txn),
+        "books": lambda: books.problems(txn),
+        "index": lambda: index.problems(txn),
+    }
+    for name, part in parts.items():
+        if name in ("books", "index") and cubes.damaged:
+            continue  # they follow from the memories, which cannot all be read
+        tell(name)
+        try:
+            found.extend(part())
+        except VaultUnavailable as error:
+            found.append(f"{name}: {error}")
+    return found
+
+
+class _Cubes:
+    """The tables of memories. damaged: ids of those that do not decode."""
+
+    def __init__(self, txn: Txn) -> None:
+        self._txn = txn
+        self.damaged: set[bytes] = set()
+        self._wanted: Counter[str] = Counter()
+        self._revised: set[str] = set()
+
+    def run(self) -> Iterator[str]:
+        for key, stored in self._txn.scan("cubes"):
+            try:
+                cube = decode(stored, MemCube, "cubes", key)
+            except Damaged as damage:
+                self.damaged.add(key)
+                yield f"cubes {key.hex()}: {damage}"
+                continue
+            yield from self._cube(key, cube)
+        yield from _damages(self._txn, "versions", MemCube)
+        yield from _damages(self._txn, "snapshots", Snapshot)
+        yield from _damages(self._txn, "snapshot_cubes", MemCube)
+        yield from _damages(self._txn, "uses", Uses)
+        yield from _damages(self._txn, "revisions", int)
+        for database, lost in (
+            ("owners", "row without a memory"),
+            ("grants", "row without a memory"),
+            ("versions", "version without a memory"),
+        ):
+            if self.damaged or self._txn.count(database) != self._wanted[database]:
+                yield from self._extra(database, lost)
+        yield from self._events()
+        yield from self._uses()
+
+    def _cube(self, key: bytes, cube: MemCube) -> Iterator[str]:
+        if cube.id != key.hex():
+            yield f"cubes {key.hex()}: holds memory {cube.id}"
+        yield from self._present("owners", [keys.of_principal(cube.owner, cube.id)])
+        yield from self._present("grants", [keys.of_principal(g.principal, cube.id) for g in cube.header.access])
+        first = self._first_version(cube)
+        yield from self._present("versions", [keys.numbered(cube.id, n) for n in range(first, cube.version)])
+        events = [keys.numbered(cube.id, n) for n in range(1, cube.version + 1)]
+        yield from (f"events {row.hex()}: event missing" for row in events if self._txn.get("events", row) is None)
+        for principal in set(cube.readers()) - self._revised:
+            self._revised.add(principal)
+            if self._txn.get("revisions", keys.digest(principal)) is None:
+                yield f"revisions: no row for {principal!r}"
+
+    def _present(self, database: str, rows: list[bytes]) -> Iterator[str]:
+        missing = [row for row in rows if self._txn.get(database, row) is None]
+        self._wanted[database] += len(rows) - len(missing)
+        what = "version missing" if database == "versions" else "row missing"
+        yield from (f"{database} {row.hex()}: {what}" for row in missing)
+
+    def _first_version(self, cube: MemCube) -> int:
+        """Purifying a cube removes the versions before; one that came back behind its delete begins there."""
+        if cube.version == 1:
+            return 1
+        events = [event for _, event in _decodable(self._txn, "events", Event, keys.cube_key(cube.id))]
+        purified = (event.version for event in events if event.how == "purify")
+        deleted = (event.version + 2 for event in events if event.operation == "delete")
+        return max(*purified, *deleted, 1, 1)
+
+    def _extra(self, database: str, what: str) -> Iterator[str]:
+        """Rows which no memory calls for."""
+        for key, _ in self._txn.scan(database):
+            cube_key = key[: keys.ID_BYTES] if database == "versions" else key[keys.ID_BYTES :]
+            if cube_key not in self.damaged and not self._called_for(database, key, cube_key):
+                yield f"{database} {key.hex()}: {what}"
+
+    def _called_for(self, database: str, key: bytes, cube_key: bytes) -> bool:
+        stored = self._txn.get("cubes", cube_key)
+        if stored is None:
+            return False
+        cube = decode(stored, MemCube, "cubes", cube_key)
+        if database == "versions":
+            return self._first_version(cube) <= keys.split_numbered(key)[1] < cube.version
+        named = [cube.owner] if database == "owners" else [grant.principal for grant in cube.header.access]
+        return key[: keys.ID_BYTES] in map(keys.digest, named)
+
+    def _events(self) -> Iterator[str]:
+        """Only a deleted cube has a delete event, and what has events was not lost."""
+        last: tuple[str, bool] = ("", True)
+        for key, stored in self._txn.scan("events"):
+            cube_id = keys.split_numbered(key)[0]
+            if cube_id != last[0]:
+                yield from self._fate(*last)
+            try:
+                event = decode(stored, Event, "events", key)
+            except Damaged as damage:
+                yield f"events {key.hex()}: {damage}"
+                continue
+            last = cube_id, event.operation == "delete"
+        yield from self._fate(*last)
+
+    def _fate(self, cube_id: str, deleted: bool) -> Iterator[str]:
+        present = not cube_id or self._txn.get("cubes", keys.cube_key(cube_id)) is not None
+        if present and cube_id and deleted:
+            yield f"cubes {cube_id}: present although deleted"
+        if not present and not deleted:
+            yield f"cubes {cube_id}: memory missing, it was never deleted"
+
+    def _uses(self) -> Iterator[str]:
+        lost = (key for key, _ in self._txn.scan("uses") if self._txn.get("cubes", key) is None)
+        yield from (f"uses {key.hex()}: row without a memory" for key in lost)
+
+
+class _Manifest:
+    """The KV manifest, its index and the KV files."""
+
     def __init__(self, txn: Txn, memory_dir: Path) -> None:
         self._txn = txn
         self._dir = memory_dir
-        self._cubes: dict[str, MemCube] = {}
-        self._damaged: set[str] = set()
         self._kv: dict[bytes, KVRecord] = {}
-        self._found: list[str] = []
 
     def run(self) -> Iterator[str]:
-        self._cubes = {key.hex(): cube for key, cube in self._records("cubes", MemCube)}
-        self._damaged = {key.hex() for key, _ in self._txn.scan("cubes")} - set(self._cubes)
-        self._kv = dict(self._records("kv", KVRecord))
-        doomed = dict(self._records("doomed", KVRecord))
-        parts = (self._ids, self._index, self._versions, self._events, self._revisions, self._manifest, self._uses)
-        for part in parts:
-            self._found.extend(part())
-        self._found.extend(self._files([*self._kv.values(), *doomed.values()]))
-        yield from self._found
+        self._kv = dict(_decodable(self._txn, "kv", KVRecord))
+        doomed = dict(_decodable(self._txn, "doomed", KVRecord))
+        for database in ("kv", "doomed"):
+            yield from _damages(self._txn, database, KVRecord)
+        yield from self._rows()
+        yield from self._index()
+        yield from self._files([*self._kv.values(), *doomed.values()])
         yield from (f"{row.path}: to be removed with its memory, but still there" for row in doomed.values())
 
-    def _records(self, database: str, kind: type[Record]) -> Iterator[tuple[bytes, Record]]:
-        """Records that decode; the others are noted."""
-        for key, stored in self._txn.scan(database):
-            try:
-                yield key, decode(stored, kind, database, key)
-            except Damaged as damage:
-                self._found.append(f"{database} {key.hex()}: {damage}")
-
-    def _ids(self) -> Iterator[str]:
-        for cube_id, cube in self._cubes.items():
-            if cube.id != cube_id:
-                yield f"cubes {cube_id}: holds memory {cube.id}"
-
-    def _index(self) -> Iterator[str]:
-        """`owners` and `grants` hold the rows which the cubes call for, and no others."""
-        owners = {keys.of_principal(cube.owner, cube.id) for cube in self._cubes.values()}
-        grants = {
-            keys.of_principal(grant.principal, cube.id) for cube in self._cubes.values() for grant in cube.header.access
-        }
-        yield from self._compare("owners", owners)
-        yield from self._compare("grants", grants)
-
-    def _compare(self, database: str, wanted: set[bytes]) -> Iterator[str]:
-        present = {key for key, _ in self._txn.scan(database) if key[keys.ID_BYTES :].hex() not in self._damaged}
-        yield from (f"{database} {key.hex()}: row missing" for key in sorted(wanted - present))
-        yield from (f"{database} {key.hex()}: row without a memory" for key in sorted(present - wanted))
-
-    def _versions(self) -> Iterator[str]:
-        """Each cube has all its versions below the newest; nothing else has any."""
-        wanted = {keys.numbered(cube.id, n) for cube in self._cubes.values() for n in range(1, cube.version)}
-        present = {key for key, _ in self._txn.scan("versions") if key[: keys.ID_BYTES].hex() not in self._damaged}
-        for _ in self._records("versions", MemCube):
-            pass
-        yield from (f"versions {key.hex()}: version missing" for key in sorted(wanted - present))
-        yield from (f"versions {key.hex()}: version without a memory" for key in sorted(present - wanted))
-
-    def _events(self) -> Iterator[str]:
-        """Event n of a cube made version n; only a deleted cube has a delete event."""
-        wanted = {keys.numbered(cube.id, n) for cube in self._cubes.values() for n in range(1, cube.version + 1)}
-        present = {key for key, _ in self._txn.scan("events")}
-        yield from (f"events {key.hex()}: event missing" for key in sorted(wanted - present))
-        deleted = {event.cube_id for _, event in self._records("events", Event) if event.operation == "delete"}
-        lost = {keys.split_numbered(key)[0] for key in present} - deleted - set(self._cubes) - self._damaged
-        yield from (f"cubes {cube_id}: present although deleted" for cube_id in sorted(deleted & set(self._cubes)))
-        yield from (f"cubes {cube_id}: memory missing, it was never deleted" for cube_id in sorted(lost))
-
-    def _revisions(self) -> Iterator[str]:
-        present = {key for key, _ in self._records("revisions", int)}
-        principals = {principal for cube in self._cubes.values() for principal in cube.readers()}
-        missing = (principal for principal in sorted(principals) if keys.digest(principal) not in present)
-        yield from (f"revisions: no row for {principal!r}" for principal in missing)
-
-    def _manifest(self) -> Iterator[str]:
+    def _rows(self) -> Iterator[str]:
         for key, record in self._kv.items():
-            cube = self._cubes.get(record.cube_id)
-            if record.cube_id and cube is None and record.cube_id not in self._damaged:
-                yield f"kv {record.key}: its memory {record.cube_id} is missing"
-            if cube is not None and (cube.owner != record.owner or not 1 <= record.cube_version <= cube.version):
-                yield f"kv {record.key}: owner or version differs from memory {cube.id}"
             if key != keys.digest(record.key):
                 yield f"kv {record.key}: lies under another key"
+            stored = self._txn.get("cubes", keys.cube_key(record.cube_id)) if record.cube_id else b""
+            if stored is None:
+                yield f"kv {record.key}: its memory {record.cube_id} is missing"
+            elif stored:
+                yield from self._cube_of(record, stored)
+
+    def _cube_of(self, record: KVRecord, stored: bytes) -> Iterator[str]:
+        try:
+            cube = decode(stored, MemCube, "cubes", keys.cube_key(record.cube_id))
+        except Damaged:
+            return
+        if cube.owner != record.owner or not 1 <= record.cube_version <= cube.version:
+            yield f"kv {record.key}: owner or version differs from memory {cube.id}"
+
+    def _index(self) -> Iterator[str]:
         wanted = {keys.of_cube(record.cube_id, record.key) for record in self._kv.values() if record.cube_id}
         pieces = (record for record in self._kv.values() if record.owner and not record.cube_id)
         wanted |= {keys.pieces_of(record.owner) + keys.digest(record.key) for record in pieces}
@@ -108,17 +196,9 @@ class _Check:
         unreadable = {key for key, _ in self._txn.scan("kv")} - set(self._kv)
         extra = (key for key in sorted(present - wanted) if key[keys.ID_BYTES :] not in unreadable)
         yield from (f"kv_cubes {key.hex()}: row without a manifest row" for key in extra)
-        yield from self._pins(unreadable)
-
-    def _pins(self, unreadable: set[bytes]) -> Iterator[str]:
-        wanted = {key for key, record in self._kv.items() if record.pinned}
-        present = {key for key, _ in self._txn.scan("pins")} - unreadable
-        yield from (f"pins {key.hex()}: differs from its manifest row" for key in sorted(wanted ^ present))
-
-    def _uses(self) -> Iterator[str]:
-        present = {key.hex() for key, _ in self._records("uses", Uses)}
-        lost = present - set(self._cubes) - self._damaged
-        yield from (f"uses {cube_id}: row without a memory" for cube_id in sorted(lost))
+        pinned = {key for key, record in self._kv.items() if record.pinned}
+        pins = {key for key, _ in self._txn.scan("pins")} - unreadable
+        yield from (f"pins {key.hex()}: differs from its manifest row" for key in sorted(pinned ^ pins))
 
     def _files(self, known: Iterable[KVRecord]) -> Iterator[str]:
         """Manifest rows have their file, of their size; files have a manifest row."""
@@ -134,3 +214,21 @@ class _Check:
         for path in sorted((self._dir / "kv").rglob("*")):
             if path.is_file() and path not in named and path.stat().st_mtime < youngest:
                 yield f"{path.relative_to(self._dir)}: file without a manifest row, left by a crash; remove it"
+
+
+def _decodable(txn: Txn, database: str, kind: type[Record], prefix: bytes = b"") -> Iterator[tuple[bytes, Record]]:
+    """Rows whose record decodes."""
+    for key, stored in txn.scan(database, prefix):
+        try:
+            yield key, decode(stored, kind, database, key)
+        except Damaged:
+            continue
+
+
+def _damages(txn: Txn, database: str, kind: type[Record]) -> Iterator[str]:
+    """A line for each record that does not decode."""
+    for key, stored in txn.scan(database):
+        try:
+            decode(stored, kind, database, key)
+        except Damaged as damage:
+            yield f"{database} {key.hex()}: {damage}"

@@ -1,16 +1,32 @@
 """Keys of the LMDB databases. Every part has a fixed length, so no name can reach into another's range.
 
-    cubes      id                     16 bytes          newest version
-    versions   id + version           16 + 4            superseded versions
-    events     id + ordinal           16 + 4            one for each add, update, delete; ordinal counts from 1
-    owners     principal + id         16 + 16           cubes a principal owns
-    grants     principal + id         16 + 16           cubes a principal may read without owning them
-    revisions  principal              16                counter
-    kv         digest(key)            16                KV manifest
-    kv_cubes   id + digest(key)       16 + 16           manifest rows of a cube, or of an owner's pieces
-    doomed     digest(key)            16                KV files whose cube is gone, until they are unlinked
-    pins       digest(key)            16                the key of each pinned row of the manifest
-    uses       id                     16                how often and when a cube entered a prompt
+    cubes           id                       16 bytes      newest version
+    versions        id + version             16 + 4        superseded versions
+    events          id + ordinal             16 + 4        one for each add, update, delete; ordinal counts from 1
+    owners          principal + id           16 + 16       cubes a principal owns
+    grants          principal + id           16 + 16       cubes a principal may read without owning them
+    revisions       principal                16            counter
+    kv              digest(key)              16            KV manifest
+    kv_cubes        id + digest(key)         16 + 16       manifest rows of a cube, or of an owner's pieces
+    doomed          digest(key)              16            KV files whose cube is gone, until they are unlinked
+    pins            digest(key)              16            the key of each pinned row of the manifest
+    uses            id                       16            how often and when a cube entered a prompt
+    statistics      principal                16            what an owner's cubes take up
+    mentions        principal + id           16 + 16       cubes, gone ones too, whose rows name a principal
+    expiries        time + id                10|27 + 16    cubes that will expire, soonest first
+    snapshots       principal + digest(name) 16 + 16       what a snapshot is
+    snapshot_cubes  the same + id            16 + 16 + 16  a snapshot's cubes, as they were
+    partitions      principal                16            search index: statistics of what a principal may read
+    entries         partition                4             search index, several values: the cubes of a partition
+    terms           partition + term         4 + 8         search index, several values: the cubes with a word
+    vectors         id                       16            search index: embedding of a cube
+    unembedded      id                       16            search index: cubes whose embedding is still to be made
+    audit           sequence                 8             hash-chained log
+    audit_owners    principal + sequence     16 + 8        log entries about an owner's cubes
+    pseudonyms      principal                16            what stands for a principal in the log
+    names           pseudonym                16            the principal a pseudonym stands for
+    registry        kind + name              16 + 16       small typed rows: keys, groups, quotas
+    meta            name                     any           facts about the vault itself
 
 Numbers are big-endian, so that LMDB's byte order is theirs. A principal and a KV key are stored by their BLAKE2b
 digest: LMDB keys end at 511 bytes, and a name of 128 characters may have more.
@@ -21,7 +37,12 @@ import hashlib
 DATABASES = (
     *("cubes", "versions", "events", "owners", "grants", "revisions"),
     *("kv", "kv_cubes", "doomed", "pins", "uses"),
+    *("statistics", "mentions", "expiries", "snapshots", "snapshot_cubes"),
+    *("partitions", "entries", "terms", "vectors", "unembedded"),
+    *("audit", "audit_owners", "pseudonyms", "names", "registry", "meta"),
 )
+DUPSORT = frozenset({"entries", "terms"})
+"""Databases with several values of one fixed size under a key (LMDB's DUPSORT and DUPFIXED)."""
 ID_BYTES = 16
 
 

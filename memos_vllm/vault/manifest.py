@@ -8,6 +8,7 @@ from memos_vllm.cube import MemCube
 from memos_vllm.vault import keys
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.records import KVRecord
+from memos_vllm.vault.states import HOT
 from memos_vllm.vault.tables import decoded, load, store
 
 BYTES = keys.digest("\0bytes of the manifest")
@@ -84,7 +85,8 @@ def pin(txn: Txn, cube: MemCube) -> None:
 
 
 def is_pinned(cube: MemCube) -> bool:
-    return cube.header.priority == "pinned"
+    """Whether a cube's K/V are to stay in memory: one that enters no prompt has no use for them."""
+    return cube.header.priority == "pinned" and cube.header.state in HOT
 
 
 def pinned(txn: Txn) -> set[str]:

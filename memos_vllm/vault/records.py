@@ -10,9 +10,9 @@ from typing import Literal, TypeVar
 import msgspec
 import xxhash
 
-from memos_vllm.cube import MemCube
+from memos_vllm.cube import Namespace, Operation
 
-SCHEMA = 1
+SCHEMA = 2
 _HEAD_BYTES = 9
 
 Change = Literal["add", "update", "delete"]
@@ -28,7 +28,12 @@ class Damaged(Exception):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One change of a cube. Texts are None for other payloads, and for every event of a deleted cube."""
+    """One change of a cube. Texts are None for other payloads, and for every event of a deleted cube.
+
+    actor: "" for someone who was forgotten
+    how: the operation that made the version; None for a delete, and where schema 1 did not keep it
+    parents: the versions it was made from, as `id@version`
+    """
 
     cube_id: str
     version: int
@@ -37,6 +42,8 @@ class Event(msgspec.Struct, frozen=True):
     at: str
     old_text: str | None = None
     new_text: str | None = None
+    how: Operation | None = None
+    parents: tuple[str, ...] = ()
 
 
 class KVRecord(msgspec.Struct, frozen=True):
@@ -81,27 +88,56 @@ class Uses(msgspec.Struct, frozen=True):
         return Uses(self.count + count, self.heat_at(now) + count, max(now, self.at))
 
 
-Record = TypeVar("Record", MemCube, Event, KVRecord, Uses, int)
+class Usage(msgspec.Struct, frozen=True):
+    """What an owner's cubes take up. bytes: of stored cubes with their older versions and the copies in snapshots."""
+
+    cubes: int = 0
+    bytes: int = 0
 
 
-def encode(value: MemCube | Event | KVRecord | Uses | int, database: str, key: bytes) -> bytes:
+class Snapshot(msgspec.Struct, frozen=True):
+    """A named state of an owner's cubes. namespace: None where it spans all of them; bytes: of the stored copies."""
+
+    owner: str
+    name: str
+    namespace: Namespace | None
+    created: str
+    cubes: int
+    bytes: int
+
+
+Record = TypeVar("Record", bound=msgspec.Struct | int)
+
+
+def encode(value: msgspec.Struct | int, database: str, key: bytes) -> bytes:
     body = msgspec.msgpack.encode(value)
     return bytes([SCHEMA]) + _checksum(database, key, SCHEMA, body) + body
 
 
 def decode(stored: bytes, kind: type[Record], database: str, key: bytes) -> Record:
     """The record. Raises Damaged, which says what is wrong with it."""
+    body = _body(stored, database, key, SCHEMA)
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise Damaged(str(error)) from error
+
+
+def rewritten(stored: bytes, database: str, key: bytes, *, schema: int) -> bytes:
+    """A record of an older schema with the mark and checksum of this one, its msgpack untouched. Raises Damaged."""
+    body = _body(stored, database, key, schema)
+    return bytes([SCHEMA]) + _checksum(database, key, SCHEMA, body) + body
+
+
+def _body(stored: bytes, database: str, key: bytes, wanted: int) -> bytes:
     if len(stored) <= _HEAD_BYTES:
         raise Damaged(f"{len(stored)} bytes are no record")
     schema, checksum, body = stored[0], stored[1:_HEAD_BYTES], stored[_HEAD_BYTES:]
     if checksum != _checksum(database, key, schema, body):
         raise Damaged("checksum mismatch")
-    if schema != SCHEMA:
-        raise Damaged(f"schema {schema}, this version reads {SCHEMA}")
-    try:
-        return msgspec.msgpack.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
-        raise Damaged(str(error)) from error
+    if schema != wanted:
+        raise Damaged(f"schema {schema}, this version reads {wanted}")
+    return body
 
 
 def _checksum(database: str, key: bytes, schema: int, body: bytes) -> bytes:

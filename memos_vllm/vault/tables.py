@@ -1,12 +1,17 @@
-"""What one transaction does to the tables of `keys`: cubes with versions and index rows, events, uses."""
+"""What one transaction reads of the tables of `keys`, and the rows that stand alone: events, revisions, uses."""
 
 from collections.abc import Iterable
 
-from memos_vllm.cube import MemCube, Plaintext, is_id, now
-from memos_vllm.errors import Conflict, NotFound, VaultUnavailable
+import msgspec
+
+from memos_vllm.cube import MemCube, Plaintext, is_id
+from memos_vllm.errors import NotFound, VaultUnavailable
 from memos_vllm.vault import keys
 from memos_vllm.vault.env import Txn
-from memos_vllm.vault.records import Change, Damaged, Event, KVRecord, Record, Uses, decode, encode
+from memos_vllm.vault.records import Damaged, Event, Record, Uses, decode, encode
+
+CLOCK = keys.digest("\0clock of the revisions")
+"""Row of `revisions`; no principal's name begins with a control character."""
 
 
 def load(txn: Txn, database: str, key: bytes, kind: type[Record]) -> Record | None:
@@ -23,13 +28,17 @@ def decoded(stored: bytes, kind: type[Record], database: str, key: bytes) -> Rec
         raise VaultUnavailable(f"Record {key.hex()} in {database} is damaged ({error}); restore a backup.") from error
 
 
-def store(txn: Txn, database: str, key: bytes, value: MemCube | Event | KVRecord | Uses | int) -> None:
+def store(txn: Txn, database: str, key: bytes, value: msgspec.Struct | int) -> None:
     txn.put(database, key, encode(value, database, key))
+
+
+def find(txn: Txn, cube_id: str) -> MemCube | None:
+    return load(txn, "cubes", keys.cube_key(cube_id), MemCube) if is_id(cube_id) else None
 
 
 def newest(txn: Txn, cube_id: str) -> MemCube:
     """Raises NotFound."""
-    cube = load(txn, "cubes", keys.cube_key(cube_id), MemCube) if is_id(cube_id) else None
+    cube = find(txn, cube_id)
     if cube is None:
         raise NotFound(f"There is no memory {cube_id[:64]!r}.")
     return cube
@@ -37,13 +46,25 @@ def newest(txn: Txn, cube_id: str) -> MemCube:
 
 def version_of(txn: Txn, cube_id: str, version: int) -> MemCube:
     """Raises NotFound."""
-    cube = newest(txn, cube_id)
-    if version == cube.version:
-        return cube
-    older = load(txn, "versions", keys.numbered(cube_id, version), MemCube) if 1 <= version < cube.version else None
-    if older is None:
-        raise NotFound(f"Memory {cube_id} has versions 1 to {cube.version}, not {version}.")
-    return older
+    found = held(txn, cube_id, version)
+    if found is None:
+        kept = [cube.version for cube in versions_of(txn, newest(txn, cube_id))]
+        raise NotFound(f"Memory {cube_id} has versions {kept[0]} to {kept[-1]}, not {version}.")
+    return found
+
+
+def held(txn: Txn, cube_id: str, version: int) -> MemCube | None:
+    """One version of a cube, or None where it is not kept."""
+    cube = find(txn, cube_id)
+    if cube is None or not 1 <= version < cube.version:
+        return cube if cube is not None and version == cube.version else None
+    return load(txn, "versions", keys.numbered(cube_id, version), MemCube)
+
+
+def versions_of(txn: Txn, newest_version: MemCube) -> list[MemCube]:
+    """Every version of a cube, oldest first."""
+    rows = txn.scan("versions", keys.cube_key(newest_version.id))
+    return [*(decoded(stored, MemCube, "versions", key) for key, stored in rows), newest_version]
 
 
 def cubes_under(txn: Txn, database: str, principal: str, *, after: str = "") -> Iterable[MemCube]:
@@ -54,41 +75,15 @@ def cubes_under(txn: Txn, database: str, principal: str, *, after: str = "") -> 
         yield newest(txn, key[keys.ID_BYTES :].hex())
 
 
-def insert(txn: Txn, cube: MemCube, actor: str) -> None:
-    """A new cube with its index rows. Raises Conflict where the id is or was in use."""
-    if txn.get("events", keys.numbered(cube.id, 1)) is not None:
-        raise Conflict(f"The id {cube.id} is or was in use; leave it out to get a new one.")
-    store(txn, "cubes", keys.cube_key(cube.id), cube)
-    txn.put("owners", keys.of_principal(cube.owner, cube.id))
-    for grant in cube.header.access:
-        txn.put("grants", keys.of_principal(grant.principal, cube.id))
-    log(txn, cube, "add", actor)
+def all_cubes(txn: Txn, after: bytes = b"") -> Iterable[MemCube]:
+    """Newest versions of the cubes of all owners, in id order."""
+    for key, stored in txn.scan("cubes", after=after):
+        yield decoded(stored, MemCube, "cubes", key)
 
 
-def replace(txn: Txn, old: MemCube, new: MemCube, actor: str) -> None:
-    """The next version of a cube; owner and access stay."""
-    store(txn, "versions", keys.numbered(old.id, old.version), old)
-    store(txn, "cubes", keys.cube_key(new.id), new)
-    log(txn, new, "update", actor)
-
-
-def remove(txn: Txn, cube: MemCube, actor: str) -> None:
-    """A cube's texts, versions, index rows and uses; an event stays."""
-    key = keys.cube_key(cube.id)
-    txn.delete("cubes", key)
-    for row, _ in list(txn.scan("versions", key)):
-        txn.delete("versions", row)
-    txn.delete("owners", keys.of_principal(cube.owner, cube.id))
-    for grant in cube.header.access:
-        txn.delete("grants", keys.of_principal(grant.principal, cube.id))
-    txn.delete("uses", key)
-    log(txn, cube, "delete", actor)
-
-
-def log(txn: Txn, cube: MemCube, operation: Change, actor: str) -> None:
-    ordinal = cube.version + (operation == "delete")
-    event = Event(cube_id=cube.id, version=cube.version, operation=operation, actor=actor, at=now())
-    store(txn, "events", keys.numbered(cube.id, ordinal), event)
+def log(txn: Txn, event: Event) -> None:
+    """Add an event to a cube's; its number follows the last one's."""
+    store(txn, "events", keys.numbered(event.cube_id, event.version + (event.operation == "delete")), event)
 
 
 def events_of(txn: Txn, cube_id: str) -> list[Event]:
@@ -97,28 +92,30 @@ def events_of(txn: Txn, cube_id: str) -> list[Event]:
     return [decoded(stored, Event, "events", key) for key, stored in rows]
 
 
-def texts_of(txn: Txn, cube_id: str) -> dict[int, str]:
-    """Text of each version of a cube; empty where it was deleted."""
-    key = keys.cube_key(cube_id)
-    versions = [decoded(stored, MemCube, "versions", row) for row, stored in txn.scan("versions", key)]
-    current = load(txn, "cubes", key, MemCube)
-    held = [*versions, current] if current else versions
-    return {cube.version: cube.payload.content for cube in held if isinstance(cube.payload, Plaintext)}
+def with_texts(txn: Txn, events: list[Event]) -> list[Event]:
+    """The events of one cube with the texts before and after each, where they are kept."""
+    current = find(txn, events[0].cube_id)
+    held = versions_of(txn, current) if current else []
+    texts = {cube.version: cube.payload.content for cube in held if isinstance(cube.payload, Plaintext)}
+    return [
+        msgspec.structs.replace(event, old_text=texts.get(event.version - 1), new_text=texts.get(event.version))
+        if event.operation != "delete"
+        else event
+        for event in events
+    ]
 
 
 def bump(txn: Txn, principals: Iterable[str]) -> None:
-    """Tell search caches that what these principals may read has changed."""
-    for principal in set(principals):
-        store(txn, "revisions", keys.digest(principal), revision(txn, principal) + 1)
+    """Tell search caches that what these principals may read has changed. A number is never given out twice."""
+    names = set(principals)
+    clock = 1 + max(load(txn, "revisions", CLOCK, int) or 0, *(revision(txn, name) for name in names), 0)
+    for name in names:
+        store(txn, "revisions", keys.digest(name), clock)
+    store(txn, "revisions", CLOCK, clock)
 
 
 def revision(txn: Txn, principal: str) -> int:
     return load(txn, "revisions", keys.digest(principal), int) or 0
-
-
-def rewrite(txn: Txn, cube: MemCube) -> None:
-    """The same version of a cube with another header; owner and access stay."""
-    store(txn, "cubes", keys.cube_key(cube.id), cube)
 
 
 def uses_of(txn: Txn, cube_id: str) -> Uses:

@@ -1,26 +1,43 @@
 """Vault: the durable, versioned store of cubes and of the KV manifest."""
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import islice
-from pathlib import Path, PurePosixPath
-from typing import Literal, Self
+from pathlib import Path
+from typing import Self
 
-import msgspec
-
-from memos_vllm.cube import MemCube, Priority, Scalar, checked_id, completed, now
-from memos_vllm.errors import BadInput, Conflict, NotFound, VaultUnavailable
-from memos_vllm.vault import folder, manifest, tables
-from memos_vllm.vault.check import problems_in
+from memos_vllm.cube import Grant, MemCube, Namespace, Priority, Scalar, State, checked_id
+from memos_vllm.errors import Conflict, NotFound
+from memos_vllm.vault import (
+    books,
+    changes,
+    folder,
+    keys,
+    manifest,
+    migrations,
+    provenance,
+    snapshots,
+    states,
+    tables,
+    versions,
+)
+from memos_vllm.vault.audit import AuditLog
+from memos_vllm.vault.backup import Keeper
+from memos_vllm.vault.check import Tell, problems_in
 from memos_vllm.vault.env import Environment, Txn, acquire, release
-from memos_vllm.vault.records import Event, KVRecord, Uses
+from memos_vllm.vault.forgetting import Forgetting
+from memos_vllm.vault.pipeline import Pipelines
+from memos_vllm.vault.provenance import Ancestor
+from memos_vllm.vault.records import Event, KVRecord, Usage
+from memos_vllm.vault.registry import Registry
+from memos_vllm.vault.search import Searchable
+from memos_vllm.vault.snapshots import TimeMachine
+from memos_vllm.vault.versions import UpdateOperation
 
-log = logging.getLogger(__name__)
-
-UpdateOperation = Literal["overwrite", "append", "merge"]
 START_MAP_BYTES = 64 << 20
+_COUNTED = ("cubes", "versions", "events", "snapshots", "unembedded", "kv")
 
 # `Vault.list` hides the builtin from annotations in the class body.
+Ancestors = list[Ancestor]
 Cubes = list[MemCube]
 Events = list[Event]
 KVKeys = list[str]
@@ -28,11 +45,12 @@ KVRecords = list[KVRecord]
 Problems = list[str]
 
 
-class Vault:
+class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, Keeper):
     """Cubes of all owners in one folder. Safe for several threads and processes; not across a fork.
 
     Every method that changes something is one transaction and on disk when it returns. All methods may raise
-    VaultUnavailable; those that write, VaultFull, and then nothing was stored.
+    VaultUnavailable; those that write, VaultFull, and then nothing was stored. `actor` is who does it, for the history
+    and the audit log; whether they may is the caller's question.
     """
 
     def __init__(self, path: Path, env: Environment, *, readonly: bool) -> None:
@@ -40,7 +58,6 @@ class Vault:
         self.readonly = readonly
         self._env = env
         self._released = False
-        self._known: tuple[int, frozenset[str]] | None = None
 
     @classmethod
     def open(
@@ -57,20 +74,20 @@ class Vault:
         env = acquire(path / folder.VAULT, readonly=readonly, map_bytes=map_bytes, max_bytes=max_bytes)
         vault = cls(path, env, readonly=readonly)
         if not readonly:
+            migrations.refresh(env)
             vault._bury()
         return vault
 
     def add(self, cubes: Iterable[MemCube], *, actor: str) -> Cubes:
         """Store new cubes, all or none, and return them as stored (version 1). Raises BadInput, TooLarge, Conflict."""
-        added = [_as_new(cube, actor) for cube in cubes]
+        added = [versions.first(cube, actor) for cube in cubes]
 
         def work(txn: Txn) -> None:
             for cube in added:
-                tables.insert(txn, cube, actor)
-            tables.bump(txn, _readers(added))
+                changes.add(txn, cube, actor)
 
         if added:
-            self._writable().write(work)
+            self._change(work)
         return added
 
     def get(self, cube_id: str, *, version: int | None = None) -> MemCube:
@@ -78,6 +95,10 @@ class Vault:
         if version is None:
             return self._env.read(lambda txn: tables.newest(txn, cube_id))
         return self._env.read(lambda txn: tables.version_of(txn, cube_id, version))
+
+    def versions(self, cube_id: str) -> Cubes:
+        """Every version that is kept, oldest first. Raises NotFound."""
+        return self._env.read(lambda txn: tables.versions_of(txn, tables.newest(txn, cube_id)))
 
     def update(
         self,
@@ -87,47 +108,138 @@ class Vault:
         actor: str,
         operation: UpdateOperation = "overwrite",
         metadata: Mapping[str, Scalar] | None = None,
+        happened: str | None = None,
+        tags: Iterable[str] | None = None,
+        expect: int | None = None,
     ) -> MemCube:
         """Store and return the next version of a cube; K/V of another text go with it.
 
-        operation: `overwrite` the text; `append` a line; `merge` the lines that it lacks.
-        metadata: these keys replace those of the same name. Raises NotFound, BadInput, TooLarge, Conflict.
+        operation: `overwrite` the text; `append` a line; `merge` the lines that it lacks; `purify`: overwrite it and
+        remove the versions before.
+        metadata: these keys replace those of the same name; happened, tags: None leaves them as they are.
+        expect: the version that the caller saw. Raises NotFound, BadInput, TooLarge, Conflict.
         """
+        fields = versions.given_fields(happened=happened, tags=None if tags is None else tuple(tags))
 
         def work(txn: Txn) -> MemCube:
             old = tables.newest(txn, cube_id)
-            new = _next_version(old, text, actor, operation, metadata or {})
-            tables.replace(txn, old, new, actor)
-            manifest.supersede(txn, new, same_text=old.payload == new.payload)
-            tables.bump(txn, new.readers())
+            versions.check_seen(old, expect)
+            new = versions.following(old, text, actor, operation, metadata=metadata, **fields)
+            changes.supersede(txn, old, new, actor)
             return new
 
-        updated = self._writable().write(work)
+        updated = self._change(work)
         self._bury()
         return updated
 
-    def prioritise(self, cube_id: str, priority: Priority) -> MemCube:
-        """Give a cube another priority, without a new version; its K/V are pinned with it. Raises NotFound."""
+    def edit(
+        self,
+        cube_id: str,
+        *,
+        actor: str,
+        access: Iterable[Grant | str] | None = None,
+        tags: Iterable[str] | None = None,
+        priority: Priority | None = None,
+        namespace: Namespace | None = None,
+        expires: str | None = None,
+        half_life_days: float | None = None,
+        sensitivity: Iterable[str] | None = None,
+        watermark: str | None = None,
+        metadata: Mapping[str, Scalar] | None = None,
+        expect: int | None = None,
+    ) -> MemCube:
+        """Change a cube's header without a new version, and return the cube. None leaves a field as it is.
+
+        access: all grants from now on; names may read. expires "" and half_life_days 0 take these away.
+        metadata: these keys replace those of the same name. expect: the version that the caller saw.
+        Raises NotFound, BadInput, TooLarge, Conflict.
+        """
+        fields = versions.given_fields(
+            access=None if access is None else tuple(Grant(item) if isinstance(item, str) else item for item in access),
+            tags=None if tags is None else tuple(tags),
+            priority=priority,
+            namespace=namespace,
+            expires=expires,
+            sensitivity=None if sensitivity is None else tuple(sensitivity),
+            watermark=watermark,
+        )
+        if half_life_days is not None:
+            fields["half_life_days"] = half_life_days or None
 
         def work(txn: Txn) -> MemCube:
             old = tables.newest(txn, cube_id)
-            cube = MemCube(msgspec.structs.replace(old.header, priority=priority), old.payload)
-            if cube != old:
-                tables.rewrite(txn, cube)
-                manifest.pin(txn, cube)
-                tables.bump(txn, cube.readers())
-            return cube
+            versions.check_seen(old, expect)
+            new = versions.edited(old, metadata or {}, fields)
+            changes.rewrite(txn, old, new, actor, "edit")
+            return new
 
-        return self._writable().write(work)
+        return self._change(work)
 
-    def delete(self, cube_id: str, *, actor: str) -> KVKeys:
+    def prioritise(self, cube_id: str, priority: Priority, *, actor: str = "") -> MemCube:
+        """Give a cube another priority; its K/V are pinned with it. actor: "" for its owner. Raises NotFound."""
+
+        def work(txn: Txn) -> MemCube:
+            old = tables.newest(txn, cube_id)
+            new = versions.edited(old, {}, {"priority": priority})
+            changes.rewrite(txn, old, new, actor or old.owner, "edit")
+            return new
+
+        return self._change(work)
+
+    def rollback(self, cube_id: str, version: int, *, actor: str) -> MemCube:
+        """Make the content of an earlier version the newest one, as a new version.
+
+        Raises NotFound, and Conflict where it is the newest already or the content cannot change.
+        """
+
+        def work(txn: Txn) -> MemCube:
+            old, then = tables.newest(txn, cube_id), tables.version_of(txn, cube_id, version)
+            if then.version == old.version:
+                raise Conflict(f"Memory {cube_id} is at version {version} already.")
+            new = versions.returned(old, then, actor, "rollback")
+            changes.supersede(txn, old, new, actor)
+            return new
+
+        rolled = self._change(work)
+        self._bury()
+        return rolled
+
+    def transition(self, cube_id: str, state: State, *, actor: str) -> MemCube:
+        """Bring a cube into another state. Raises NotFound, and Conflict where the lifecycle does not allow it."""
+
+        def work(txn: Txn) -> MemCube:
+            cube = tables.newest(txn, cube_id)
+            states.check_transition(cube.header.state, state)
+            return changes.transit(txn, cube, state, actor)
+
+        return self._change(work)
+
+    def transition_all(
+        self, cube_ids: Iterable[str], state: State, *, actor: str, only_from: Collection[State] | None = None
+    ) -> Cubes:
+        """Bring cubes into another state, in one transaction; left out are those that are gone or may not change to it.
+
+        only_from: those in other states are left out too. Returns the cubes that changed.
+        """
+        ids = [*dict.fromkeys(cube_ids)]
+
+        def work(txn: Txn) -> Cubes:
+            cubes = [cube for cube in (tables.find(txn, checked_id(cube_id)) for cube_id in ids) if cube is not None]
+            wanted = [cube for cube in cubes if only_from is None or cube.header.state in only_from]
+            ready = [cube for cube in wanted if state in states.ALLOWED[cube.header.state]]
+            return [changes.transit(txn, cube, state, actor) for cube in ready]
+
+        return self._change(work) if ids else []
+
+    def delete(self, cube_id: str, *, actor: str, snapshots: bool = False) -> KVKeys:
         """Remove a cube: texts, versions, index rows, manifest rows and KV files; an event without text stays.
 
+        snapshots: copies in its owner's snapshots go too; otherwise they can bring the cube back.
         Returns the KV keys that are gone, for caches that hold their K/V. Raises NotFound.
         """
-        return self._delete(lambda txn: ([tables.newest(txn, cube_id)], []), actor)[1]
+        return self._delete(lambda txn: ([tables.newest(txn, cube_id)], []), actor, snapshots)[1]
 
-    def delete_owner(self, owner: str, *, actor: str) -> tuple[int, KVKeys]:
+    def delete_owner(self, owner: str, *, actor: str, snapshots: bool = False) -> tuple[int, KVKeys]:
         """Remove every cube of an owner, as `delete` does, and all other K/V made for them.
 
         Returns the number of cubes and the KV keys that are gone.
@@ -136,13 +248,43 @@ class Vault:
         def find(txn: Txn) -> tuple[Cubes, KVRecords]:
             return list(tables.cubes_under(txn, "owners", owner)), manifest.pieces_of(txn, owner)
 
-        return self._delete(find, actor)
+        return self._delete(find, actor, snapshots)
 
-    def list(self, owner: str, *, limit: int | None = None, after: str = "") -> Cubes:
+    def list(
+        self,
+        owner: str,
+        *,
+        limit: int | None = None,
+        after: str = "",
+        namespace: Namespace | None = None,
+        states: Collection[State] | None = None,
+    ) -> Cubes:
         """Newest versions of an owner's cubes, oldest cube first; `after` is the last id of the page before."""
         if after:
             checked_id(after)
-        return self._env.read(lambda txn: list(islice(tables.cubes_under(txn, "owners", owner, after=after), limit)))
+
+        def wanted(cube: MemCube) -> bool:
+            return namespace in (None, cube.header.namespace) and (states is None or cube.header.state in states)
+
+        return self._env.read(
+            lambda txn: list(islice(filter(wanted, tables.cubes_under(txn, "owners", owner, after=after)), limit))
+        )
+
+    def walk(self, *, after: str = "", limit: int) -> Cubes:
+        """Newest versions of the cubes of all owners, in id order; `after` is the last id of the page before."""
+        start = keys.cube_key(checked_id(after)) if after else b""
+        return self._env.read(lambda txn: list(islice(tables.all_cubes(txn, start), limit)))
+
+    def due(self, at: str, *, limit: int) -> Cubes:
+        """Cubes whose time to expire has come but whose state does not say so yet, soonest first.
+
+        at: a time in the form of `cube.now`.
+        """
+
+        def work(txn: Txn) -> Cubes:
+            return [tables.newest(txn, cube_id) for cube_id in islice(books.due(txn, at), limit)]
+
+        return self._env.read(work)
 
     def readable(self, principal: str) -> Cubes:
         """Newest versions of the cubes that a principal owns or was granted, oldest cube first."""
@@ -158,6 +300,10 @@ class Vault:
         """A number that grows with every write that may change `readable(principal)`."""
         return self._env.read(lambda txn: tables.revision(txn, principal))
 
+    def usage(self, owner: str) -> Usage:
+        """What an owner's cubes take up."""
+        return self._env.read(lambda txn: books.usage(txn, owner))
+
     def history(self, cube_id: str) -> Events:
         """Every change of a cube, oldest first. Raises NotFound for an id that was never stored."""
 
@@ -165,110 +311,32 @@ class Vault:
             events = tables.events_of(txn, cube_id)
             if not events:
                 raise NotFound(f"There is no memory {cube_id[:64]!r}.")
-            texts = tables.texts_of(txn, cube_id)
-            return [_with_texts(event, texts) for event in events]
+            return tables.with_texts(txn, events)
 
         return self._env.read(work)
 
-    def put_kv(self, record: KVRecord) -> None:
-        """Commit KV files that lie at their path already to the manifest.
+    def provenance(self, cube_id: str, *, limit: int = provenance.LIMIT) -> Ancestors:
+        """What a cube derives from, nearest first, itself included; at most `limit` versions. Raises NotFound.
 
-        They are pinned where their cube is. Raises NotFound where the cube is gone or has a newer version (unlink the
-        files then), Conflict where it has another owner or the file is missing, BadInput where the path leaves `kv/`.
+        Ancestors may belong to others: show only those that the reader of this list may read.
         """
-        _check_path(record.path)
+        return self._env.read(lambda txn: list(islice(provenance.ancestors(txn, cube_id), limit)))
 
-        def work(txn: Txn) -> None:
-            pinned = record.pinned
-            if record.cube_id:
-                cube = tables.newest(txn, record.cube_id)
-                _check_cube(cube, record)
-                pinned = manifest.is_pinned(cube)
-            if not (self.path / record.path).exists():
-                raise Conflict(f"There is no KV file {record.path}; write it first.")
-            manifest.put(txn, msgspec.structs.replace(record, pinned=pinned))
-
-        self._writable().write(work)
-
-    def get_kv(self, key: str) -> KVRecord | None:
-        return self._env.read(lambda txn: manifest.row(txn, key))
-
-    def kv_of(self, cube_id: str) -> KVRecords:
-        """Manifest rows of a cube, whichever its version."""
-        return self._env.read(lambda txn: manifest.rows_of(txn, checked_id(cube_id)))
-
-    def drop_kv(self, key: str) -> KVRecord | None:
-        """Remove a manifest row and its KV file; returns the row, or None where there was none."""
-
-        def work(txn: Txn) -> KVRecord | None:
-            record = manifest.row(txn, key)
-            if record is not None:
-                manifest.doom(txn, record)
-            return record
-
-        dropped = self._writable().write(work, frees=True)
-        self._bury()
-        return dropped
-
-    def iter_kv(self) -> KVRecords:
-        """The whole manifest."""
-        return self._env.read(manifest.rows)
-
-    def known_keys(self) -> frozenset[str]:
-        """Every KV key of the manifest; read anew only when it has changed."""
-        changes = self._env.read(manifest.changes)
-        known = self._known
-        if known is None or known[0] != changes:
-            known = self._known = (changes, frozenset(record.key for record in self.iter_kv()))
-        return known[1]
-
-    def pinned_keys(self) -> set[str]:
-        """KV keys of pinned cubes. Reads them alone, so it may be asked for often."""
-        return self._env.read(manifest.pinned)
-
-    def prune_kv(self) -> KVRecords:
-        """Remove the rows whose file is gone, evicted from disk or lost, and return them."""
-
-        def work(txn: Txn) -> KVRecords:
-            rows = (manifest.row(txn, key) for key in lost)
-            gone = [row for row in rows if row is not None and not (self.path / row.path).exists()]
-            manifest.doom_all(txn, gone)
-            return gone
-
-        lost = [record.key for record in self.iter_kv() if not (self.path / record.path).exists()]
-        gone = self._writable().write(work, frees=True) if lost else []
-        self._bury()
-        return gone
-
-    def add_uses(self, counts: Mapping[str, int], at: float) -> None:
-        """Count uses of cubes by id at a time (Unix seconds), in one transaction; cubes that are gone are left out."""
-
-        def work(txn: Txn) -> None:
-            for cube_id, count in counts.items():
-                tables.put_uses(txn, cube_id, tables.uses_of(txn, cube_id).more(count, at))
-
-        self._writable().write(work)
-
-    def uses_of(self, cube_ids: Iterable[str]) -> dict[str, Uses]:
-        """The stored uses of cubes, by id."""
-        ids = [*cube_ids]
-        return self._env.read(lambda txn: {cube_id: tables.uses_of(txn, checked_id(cube_id)) for cube_id in ids})
-
-    def check(self) -> Problems:
+    def check(self, tell: Tell = str) -> Problems:
         """Every fault of the vault, one line each; empty when it is sound. Writers wait until it is done.
 
-        Opened for reading only it lets them write, and looks at records but not at pages.
+        Opened for reading only it lets them write, and looks at records but not at pages. tell: see `problems_in`.
         Pages of the data file, then each record's checksum, index rows against cubes, manifest against cubes and files.
         """
         if self.readonly:
-            return self._env.read(lambda txn: problems_in(txn, self.path))
-        return self._env.write(lambda txn: self._env.problems() or problems_in(txn, self.path))
+            return self._env.read(lambda txn: problems_in(txn, self.path, tell))
+        return self._env.write(lambda txn: self._env.problems() or problems_in(txn, self.path, tell))
 
     def stats(self) -> dict[str, int]:
         """Numbers of rows, and bytes of KV files, pages in use and map (`max_bytes` 0: no limit)."""
 
         def work(txn: Txn) -> dict[str, int]:
-            counts = {name: txn.count(name) for name in ("cubes", "versions", "events", "kv")}
+            counts = {name: txn.count(name) for name in _COUNTED}
             return {**counts, "kv_bytes": manifest.total_bytes(txn)}
 
         return {**self._env.read(work), **self._env.sizes()}
@@ -284,99 +352,18 @@ class Vault:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _writable(self) -> Environment:
-        if self.readonly:
-            raise VaultUnavailable("The vault is open for reading only.")
-        return self._env
-
-    def _delete(self, find: Callable[[Txn], tuple[Cubes, KVRecords]], actor: str) -> tuple[int, KVKeys]:
+    def _delete(
+        self, find: Callable[[Txn], tuple[Cubes, KVRecords]], actor: str, with_snapshots: bool
+    ) -> tuple[int, KVKeys]:
         def work(txn: Txn) -> tuple[int, KVKeys]:
-            cubes, records = find(txn)
+            cubes, pieces = find(txn)
+            gone = manifest.doom_all(txn, pieces)
             for cube in cubes:
-                records += manifest.rows_of(txn, cube.id)
-                tables.remove(txn, cube, actor)
-            tables.bump(txn, _readers(cubes))
-            return len(cubes), manifest.doom_all(txn, records)
+                gone += [record.key for record in changes.remove(txn, cube, actor)]
+                if with_snapshots:
+                    snapshots.strike(txn, cube)
+            return len(cubes), gone
 
-        deleted = self._writable().write(work, frees=True)
+        deleted = self._change(work, frees=True)
         self._bury()
         return deleted
-
-    def _bury(self) -> None:
-        """Unlink the KV files of removed rows, inside the transaction that forgets them: `put_kv` cannot interleave."""
-
-        def work(txn: Txn) -> None:
-            for record in manifest.rows(txn, "doomed"):
-                if all(map(_unlinked, folder.kv_files(self.path, record))):
-                    manifest.forget(txn, record)
-
-        if self._env.read(lambda txn: txn.count("doomed")):
-            self._env.write(work, frees=True)
-
-
-def _unlinked(file: Path) -> bool:
-    try:
-        file.unlink(missing_ok=True)
-    except OSError as error:
-        log.error("cannot remove KV file %s (%s); tried again at the next start", file, error.strerror)
-        return False
-    return True
-
-
-def _as_new(cube: MemCube, actor: str) -> MemCube:
-    if not cube.owner:
-        raise BadInput("A memory needs an owner.")
-    header = msgspec.structs.replace(cube.header, version=1, operation="add", author=actor)
-    return completed(MemCube(header, cube.payload))
-
-
-def _next_version(
-    old: MemCube, text: str, actor: str, operation: UpdateOperation, metadata: Mapping[str, Scalar]
-) -> MemCube:
-    if old.header.state == "frozen":
-        raise Conflict(f"Memory {old.id} is frozen: its content cannot change.")
-    header = msgspec.structs.replace(
-        old.header,
-        updated=max(now(), old.header.updated),
-        metadata={**old.header.metadata, **metadata},
-        version=old.version + 1,
-        operation=operation,
-        author=actor,
-    )
-    payload = msgspec.structs.replace(old.plain(), content=_combined(old.text, text, operation))
-    return completed(MemCube(header, payload))
-
-
-def _combined(old: str, new: str, operation: UpdateOperation) -> str:
-    match operation:
-        case "overwrite":
-            return new
-        case "append":
-            return f"{old}\n{new}"
-        case "merge":
-            held = {line.strip().casefold() for line in old.splitlines()}
-            return "\n".join([old, *(line for line in new.splitlines() if line.strip().casefold() not in held)])
-    raise BadInput(f"An update overwrites, appends or merges; {operation!r} is unknown.")
-
-
-def _readers(cubes: Iterable[MemCube]) -> set[str]:
-    return {principal for cube in cubes for principal in cube.readers()}
-
-
-def _with_texts(event: Event, texts: Mapping[int, str]) -> Event:
-    if event.operation == "delete":
-        return event
-    return msgspec.structs.replace(event, old_text=texts.get(event.version - 1), new_text=texts.get(event.version))
-
-
-def _check_cube(cube: MemCube, record: KVRecord) -> None:
-    if cube.version != record.cube_version:
-        raise NotFound(f"Memory {cube.id} is at version {cube.version}; build its K/V again.")
-    if cube.owner != record.owner:
-        raise Conflict(f"Memory {cube.id} belongs to another owner than its K/V.")
-
-
-def _check_path(path: str) -> None:
-    parts = PurePosixPath(path).parts
-    if len(parts) < 2 or parts[0] != folder.KV or ".." in parts:
-        raise BadInput(f"The path of a KV file lies under {folder.KV}/, not at {path!r}.")

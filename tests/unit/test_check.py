@@ -34,7 +34,7 @@ class Case:
 
     @contextmanager
     def raw(self, database: str) -> Iterator["lmdb.Transaction[bytes]"]:
-        env = lmdb.open(str(self.path / "vault"), max_dbs=16)
+        env = lmdb.open(str(self.path / "vault"), max_dbs=64)
         handle = env.open_db(database.encode(), create=False)
         try:
             with env.begin(db=handle, write=True) as txn:
@@ -95,11 +95,11 @@ def test_a_record_under_another_key_is_found(case: Case) -> None:
 def test_a_record_of_a_newer_schema_is_named(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     key = keys.cube_key(case.other.id)
     with monkeypatch.context() as patched:
-        patched.setattr(records, "SCHEMA", 2)
+        patched.setattr(records, "SCHEMA", 3)
         newer = records.encode(case.other, "cubes", key)
     with case.raw("cubes") as txn:
         txn.put(key, newer)
-    assert case.only_problem() == f"cubes {case.other.id}: schema 2, this version reads 1"
+    assert case.only_problem() == f"cubes {case.other.id}: schema 3, this version reads 2"
 
 
 def test_rows_that_are_missing(case: Case) -> None:
@@ -114,7 +114,9 @@ def test_rows_that_are_missing(case: Case) -> None:
         with case.raw(database) as txn:
             value = txn.get(key, b"")
             txn.delete(key)
-        assert case.only_problem() == f"{database} {key.hex()}: {named}"
+        found = case.problems()
+        assert found[0] == f"{database} {key.hex()}: {named}"
+        assert all(line.startswith("statistics") for line in found[1:])
         with case.raw(database) as txn:
             txn.put(key, value)
     with case.raw("revisions") as txn:

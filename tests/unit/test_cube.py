@@ -2,6 +2,7 @@ import json
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -168,3 +169,23 @@ def test_user_ids_that_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "a" * 128, "мая", "maya@example.com", "a/../b", "José Ángel", "🦊"])
 def test_user_ids_that_are_accepted(name: str) -> None:
     assert checked_principal(name) == name
+
+
+def test_stored_headers_leave_out_defaults_and_the_outside_form_does_not() -> None:
+    cube = MemCube.plaintext("tea", owner="maya")
+    stored = msgspec.msgpack.decode(msgspec.msgpack.encode(cube))
+    assert "namespace" not in stored["header"] and "happened" not in stored["header"]
+    meta = cube.to_json()["meta"]
+    assert meta.keys() == set(Header.__struct_fields__) and meta["namespace"] == "user"
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(cube), type=MemCube) == cube
+
+
+def test_when_it_happened_is_a_date_or_a_time() -> None:
+    def happened(value: str) -> str:
+        data = {"meta": {"happened": value}, "payload": {"type": "plaintext", "content": "x"}}
+        return MemCube.from_json(data, owner="maya").header.happened
+
+    assert happened("2025-05-01") == "2025-05-01"
+    assert happened("2025-05-01T12:00:00+02:00") == "2025-05-01T10:00:00.000000Z"
+    with pytest.raises(BadInput, match=r"meta\.happened"):
+        happened("last week")

@@ -1,111 +1,138 @@
-"""What a vault acknowledged survives the death of the process, at any moment of a stream of writes."""
+"""What a vault acknowledged survives the death of its processes, at any moment of mixed traffic.
 
+MEMOS_KILL_ROUNDS: how often two processes are killed (default 6).
+"""
+
+import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-import pytest
-
-from memos_vllm.errors import NotFound
 from memos_vllm.vault import Vault
+from memos_vllm.vault.env import Txn
+from memos_vllm.vault.snapshots import cubes_in, named
+from tests.unit.crash_child import Seen, label_of, seen
 
-ROUNDS = 20
-
-# Waits for a line, then tells what a call will do, a line for each memory, and after the call that it is done.
-WRITER = """
-import sys
-from pathlib import Path
-from memos_vllm.cube import MemCube
-from memos_vllm.vault import Vault
-def tell(*words):
-    print(*words, flush=True)
-sys.stdin.readline()
-vault = Vault.open(Path(sys.argv[1]), map_bytes=65536)
-for n in range(1_000_000):
-    cubes = [MemCube.plaintext(f"{n}.{i} " + "x" * 700, owner="maya", access=["bo"]) for i in range(3)]
-    for cube in cubes:
-        tell("write", cube.id, cube.text)
-    vault.add(cubes, actor="maya")
-    tell("done")
-    tell("write", cubes[0].id, f"{n} changed")
-    vault.update(cubes[0].id, f"{n} changed", actor="maya")
-    tell("done")
-    tell("delete", cubes[1].id)
-    vault.delete(cubes[1].id, actor="maya")
-    tell("done")
-"""
+ROUNDS = int(os.environ.get("MEMOS_KILL_ROUNDS", "6"))
+NAMES = ("a", "b")
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
+class Told:
+    """What one child announced and acknowledged: cubes by label, texts of snapshots by owner and name."""
+
+    def __init__(self) -> None:
+        self.cubes: dict[str, Seen] = {}
+        self.snapshots: dict[str, list[str]] = {}
+        self.head = ""
+        self.forgotten = ""
+        self.calls = 0
+
+    def with_call(self, call: dict[str, Any]) -> "Told":
+        after = Told()
+        after.cubes = _without_none(self.cubes | call["cubes"])
+        after.snapshots = _without_none(self.snapshots | call.get("snapshots", {}))
+        after.head, after.calls = self.head, self.calls
+        after.forgotten = call.get("forgotten", "")
+        return after
+
+    def differs_from(self, other: "Told") -> dict[str, Any]:
+        """What is here and there, where that is not the same."""
+        pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (self.cubes, other.cubes),
+            (self.snapshots, other.snapshots),
+        ]
+        return {
+            name: (mine.get(name), theirs.get(name))
+            for mine, theirs in pairs
+            for name in mine.keys() | theirs.keys()
+            if mine.get(name) != theirs.get(name)
+        }
 
 
-Texts = dict[str, str | None]
+def _without_none(held: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in held.items() if value is not None}
 
 
-def writer(path: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, str(path)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def killed_after(process: subprocess.Popen[str], seconds: float) -> list[str]:
-    """The lines which a writer, set off now, had printed when it was killed."""
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-    first = process.stdout.readline()
-    time.sleep(seconds)
-    process.kill()
-    lines = [first, *process.stdout]
-    assert process.wait() == -signal.SIGKILL
-    return [line for line in lines if line.endswith("\n")]
-
-
-def acknowledged(lines: list[str]) -> tuple[Texts, Texts]:
-    """Text of each memory (None: deleted) as acknowledged, and as the call that was cut short would have left it."""
-    texts: Texts = {}
-    pending: Texts = {}
+def heard(before: Told, lines: list[str]) -> tuple[Told, Told]:
+    """What was acknowledged, and what the call that was cut short would have left."""
+    told = pending = before
     for line in lines:
-        operation, *rest = line.rstrip("\n").split(" ", 2)
-        if operation == "done":
-            texts |= pending
-            pending = {}
+        if line.startswith("done "):
+            told = pending
+            told.head, told.calls = line.split()[1], told.calls + 1
         else:
-            pending[rest[0]] = rest[1] if operation == "write" else None
-    return texts, pending
+            pending = told.with_call(json.loads(line))
+    return told, pending
 
 
-def text_in(vault: Vault, cube_id: str) -> str | None:
-    try:
-        return vault.get(cube_id).text
-    except NotFound:
-        return None
+def held_by(vault: Vault, name: str) -> Told:
+    """What the vault holds of a child's."""
+
+    def texts(txn: Txn, owner: str, snapshot: str) -> list[str]:
+        return sorted(cube.text for cube in cubes_in(txn, named(txn, owner, snapshot)))
+
+    found = Told()
+    for cube in vault.walk(limit=100_000):
+        if cube.owner.startswith(name):
+            found.cubes[label_of(cube.text)] = seen(cube, len(vault.versions(cube.id)))
+    for owner in (f"{name}-{n}" for n in range(3)):
+        for snapshot in vault.snapshots(owner):
+            kept = vault._env.read(lambda txn, owner=owner, held=snapshot.name: texts(txn, owner, held))  # type: ignore[misc]
+            found.snapshots[f"{owner}/{snapshot.name}"] = kept
+    return found
 
 
-def test_acknowledged_writes_survive_sigkill(tmp_path: Path, stack: ExitStack) -> None:
+def child(path: Path, name: str, seed: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", "-m", "tests.unit.crash_child", str(path), name, str(seed)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def killed_after(running: list[subprocess.Popen[str]], seconds: float) -> list[list[str]]:
+    """The whole lines which the children, set off now, had printed when they were killed together."""
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    first = [process.stdout.readline() if process.stdout else "" for process in running]
+    assert all(first), "a child failed"
+    time.sleep(seconds)
+    for process in running:
+        process.kill()
+    lines = [[line, *(process.stdout or [])] for line, process in zip(first, running, strict=True)]
+    assert [process.wait() for process in running] == [-signal.SIGKILL] * len(running)
+    return [[line for line in told if line.endswith("\n")] for told in lines]
+
+
+def test_acknowledged_writes_survive_sigkill(tmp_path: Path) -> None:
     path = tmp_path / "memory"
     rng = random.Random(0)
-    texts: Texts = {}
-    for process in [stack.enter_context(writer(path)) for _ in range(ROUNDS)]:
-        written, pending = acknowledged(killed_after(process, rng.uniform(0, 0.08)))
-        texts |= written
+    told = {name: Told() for name in NAMES}
+    calls = 0
+    for number in range(1, ROUNDS + 1):
+        with ExitStack() as stack:
+            running = [stack.enter_context(child(path, name, number)) for name in NAMES]
+            printed = killed_after(running, rng.uniform(0, 0.6))
         with Vault.open(path) as vault:
             assert vault.check() == []
-            before = {cube_id: texts.get(cube_id) for cube_id in pending}
-            after = {cube_id: text_in(vault, cube_id) for cube_id in pending}
-            assert after in (before, pending)
-            texts |= after
-            assert {cube_id: text_in(vault, cube_id) for cube_id in texts} == texts
-            assert {cube.id for cube in vault.list("maya")} == {i for i, text in texts.items() if text is not None}
-            assert vault.readable("bo") == vault.list("maya")
-    assert sum(text is not None for text in texts.values()) > 2 * ROUNDS
+            for name, lines in zip(NAMES, printed, strict=True):
+                acknowledged, pending = heard(told[name], lines)
+                held = held_by(vault, name)
+                differences = [held.differs_from(one) for one in (acknowledged, pending)]
+                assert {} in differences, (number, lines[-1:], differences)
+                assert vault.verify_log(acknowledged.head) == []
+                if acknowledged.forgotten and pending is acknowledged:
+                    assert vault.traces_of(acknowledged.forgotten) == {}
+                calls += acknowledged.calls - told[name].calls
+                held.head, held.calls = acknowledged.head, acknowledged.calls
+                told[name] = held
+    assert calls > 5 * ROUNDS
 
 
 def test_a_killed_writer_does_not_block_the_next(tmp_path: Path) -> None:
@@ -124,13 +151,13 @@ vault._env.write(work)
 """
     with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "holding\n"
-        with writer(path) as waiter:
+        with child(path, "a", 1) as waiter:
             assert waiter.stdin is not None and waiter.stdout is not None
             waiter.stdin.write("\n")
             waiter.stdin.flush()
             time.sleep(0.3)
             holder.kill()
-            while waiter.stdout.readline() != "done\n":
+            while not waiter.stdout.readline().startswith("done"):
                 assert waiter.poll() is None
             waiter.kill()
     with Vault.open(path) as vault:

@@ -20,7 +20,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_new_folder_is_marked(path: Path) -> None:
     Vault.open(path).close()
-    assert json.loads((path / "memos.json").read_text()) == {"format": "memos-vault", "schema": 1}
+    assert json.loads((path / "memos.json").read_text()) == {"format": "memos-vault", "schema": 2}
     assert {entry.name for entry in path.iterdir()} == {"memos.json", "vault", "kv"}
     assert path.stat().st_mode & 0o077 == (path / "vault" / "data.mdb").stat().st_mode & 0o077 == 0
 
@@ -40,10 +40,11 @@ def test_a_start_that_was_cut_short_is_resumed(path: Path) -> None:
         (None, "notes.txt"),
         ("", "not JSON"),
         ("[]", "does not mark"),
-        ('{"format": "other", "schema": 1}', "does not mark"),
+        ('{"format": "other", "schema": 2}', "does not mark"),
         ('{"format": "memos-vault"}', "does not mark"),
         ('{"format": "memos-vault", "schema": 99}', "upgrade"),
         ('{"format": "memos-vault", "schema": 1}', "missing or empty"),
+        ('{"format": "memos-vault", "schema": 2}', "missing or empty"),
     ],
 )
 def test_other_folders_are_refused_and_left_alone(path: Path, marker: str | None, named: str) -> None:

@@ -40,7 +40,7 @@ class OldRecord(msgspec.Struct, frozen=True):
 
 def test_a_row_of_the_version_before_is_read() -> None:
     old = OldRecord("k", "maya", "", 1, "kv/k", 3, 10, "", "2026-01-01", 0.5)
-    stored = encode(old, "kv", b"k")  # type: ignore[arg-type]
+    stored = encode(old, "kv", b"k")
     record = decode(stored, KVRecord, "kv", b"k")
     assert (record.deviation, record.pinned, record.kind) == (b"", False, "cube")
     assert msgspec.structs.asdict(record) | msgspec.structs.asdict(old) == msgspec.structs.asdict(record)

@@ -1,0 +1,397 @@
+"""The audit log: who did what to which cube, when. Append-only, chained by hashes, and free of names.
+
+    audit          seq                      8          entry: BLAKE2b-256 of the body (32 bytes), body (msgpack)
+    audit_owners   pseudonym + seq          16 + 8     entries about what one principal owns
+    pseudonyms     digest(principal)        16         pseudonym of a principal
+                   … + digest(text)         16 + 16    pseudonym of a target that the principal owns
+    names          pseudonym                16         the principal or target that it stands for
+    meta           "audit"                             number, hash and time of the newest entry
+
+The body holds the hash of the entry before it. Names stand in it as random pseudonyms: with a principal's rows of
+`pseudonyms` and `names` their name is gone from the log, and the chain stays as it was. The chain shows what was
+changed, removed or moved; a log that was written anew from its first entry on is told by a hash kept elsewhere.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+
+import msgspec
+
+from memos_vllm.cube import Scalar, is_id, now
+from memos_vllm.errors import BadInput, VaultUnavailable
+from memos_vllm.vault import keys
+from memos_vllm.vault.base import Opened
+from memos_vllm.vault.env import Txn
+
+HEAD = b"audit"
+NOTHING = bytes(32)
+MAX_DETAIL_CHARS = 128
+_HASH_BYTES = 32
+_NAME_BYTES = 16
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An entry as it is stored. Bytes are pseudonyms; `thing` is that of a target which is no cube."""
+
+    seq: int
+    at: str
+    actor: bytes
+    action: str
+    cube_id: str
+    thing: bytes
+    owner: bytes
+    principals: tuple[bytes, ...]
+    detail: dict[str, Scalar]
+    previous: bytes
+
+
+class Head(msgspec.Struct, frozen=True):
+    """Number, hash and time of the newest entry."""
+
+    seq: int = 0
+    hash: bytes = NOTHING
+    at: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.seq}:{self.hash.hex()}"
+
+
+class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of the log. A name that was forgotten reads `forgotten:` and the beginning of its pseudonym."""
+
+    seq: int
+    at: str
+    actor: str
+    action: str
+    target: str
+    owner: str
+    principals: tuple[str, ...]
+    detail: dict[str, Scalar]
+    hash: str
+
+
+class LogQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which entries are wanted; "" and 0 mean any. Times are in the form of `cube.now`, `until` is left out.
+
+    after, before: numbers of entries, both left out; with `newest_first` the page goes down from `before`.
+    """
+
+    actor: str = ""
+    owner: str = ""
+    target: str = ""
+    action: str = ""
+    since: str = ""
+    until: str = ""
+    after: int = 0
+    before: int = 0
+    limit: int = 100
+    newest_first: bool = False
+
+
+def append(
+    txn: Txn,
+    *,
+    actor: str,
+    action: str,
+    target: str = "",
+    owner: str = "",
+    principals: Iterable[str] = (),
+    detail: Mapping[str, Scalar] | None = None,
+) -> None:
+    """Add an entry, in the transaction of what it tells about.
+
+    actor: who did it; owner: whose cube or entry it was done to; principals: the others it concerns (grantees, a new
+    owner); target: a cube id, or a name within the owner's things (a snapshot, a key).
+    detail: short facts, never content and never a name: it outlives a forgotten principal.
+    """
+    head = head_of(txn)
+    detail = dict(detail or {})
+    if any(isinstance(value, str) and len(value) > MAX_DETAIL_CHARS for value in detail.values()):
+        raise BadInput(f"A detail of an audit entry has at most {MAX_DETAIL_CHARS} characters: it is no content.")
+    row = Row(
+        seq=head.seq + 1,
+        at=max(now(), head.at),
+        actor=_pseudonym(txn, actor),
+        action=action,
+        cube_id=target if is_id(target) else "",
+        thing=b"" if is_id(target) else _pseudonym(txn, target, of=owner),
+        owner=_pseudonym(txn, owner),
+        principals=tuple(_pseudonym(txn, name) for name in principals),
+        detail=detail,
+        previous=head.hash,
+    )
+    body = msgspec.msgpack.encode(row)
+    digest = _hash(body)
+    txn.put("audit", _number(row.seq), digest + body)
+    if row.owner:
+        txn.put("audit_owners", row.owner + _number(row.seq))
+    txn.put("meta", HEAD, msgspec.msgpack.encode(Head(row.seq, digest, row.at)))
+
+
+def head_of(txn: Txn) -> Head:
+    """The newest entry's number, hash and time. Raises VaultUnavailable."""
+    stored = txn.get("meta", HEAD)
+    try:
+        return Head() if stored is None else msgspec.msgpack.decode(stored, type=Head)
+    except msgspec.MsgspecError as error:
+        raise VaultUnavailable("The head of the audit log is damaged; restore a backup.") from error
+
+
+def forget(txn: Txn, principal: str) -> int:
+    """Remove a principal's name, and the names of what they owned, from the log; returns how many names that were."""
+    rows = list(_naming(txn, principal))
+    for key, pseudonym in rows:
+        txn.delete("pseudonyms", key)
+        txn.delete("names", pseudonym)
+    return len(rows)
+
+
+def traces(txn: Txn, principal: str) -> int:
+    """How many rows tell this principal's name or names of what they owned."""
+    known = sum(1 for _ in _naming(txn, principal))
+    return known + sum(name == principal.encode() for _, name in txn.scan("names"))
+
+
+def query(txn: Txn, wanted: LogQuery) -> list[LogEntry]:
+    """The entries asked for. Raises BadInput, and VaultUnavailable where one of them is damaged."""
+    if wanted.limit < 1:
+        raise BadInput("A log query asks for 1 entry or more.")
+    matches = _matcher(txn, wanted)
+    if matches is None:
+        return []
+    found = ((row, digest) for row, digest in _candidates(txn, wanted) if matches(row))
+    return [_entry(txn, row, digest) for row, digest in islice(found, wanted.limit)]
+
+
+def problems(txn: Txn, anchor: str = "") -> Iterator[str]:
+    """What is wrong with the log: entries changed, missing, moved, or cut off at the end.
+
+    anchor: `seq:hash` of a head that was noted elsewhere; the log must still contain it.
+    """
+    head = head_of(txn)
+    previous, expected = NOTHING, 1
+    for key, stored in txn.scan("audit"):
+        seq, digest = int.from_bytes(key), stored[:_HASH_BYTES]
+        if seq != expected:
+            yield f"audit {_missing(expected, seq)}"
+            previous = b""
+        yield from (f"audit entry {seq}: {fault}" for fault in _faults(seq, stored, previous))
+        previous, expected = digest, seq + 1
+    if expected - 1 < head.seq:
+        yield f"audit {_missing(expected, head.seq + 1)}, cut off at the end"
+    elif (expected - 1, previous) != (head.seq, head.hash):
+        yield f"audit head: says entry {head.seq}, the last one is {expected - 1} or another"
+    yield from _anchored(txn, anchor)
+    yield from _index_problems(txn)
+
+
+class AuditLog(Opened):
+    """The part of a vault that reads its audit log."""
+
+    def log(self, wanted: LogQuery | None = None) -> list[LogEntry]:
+        """Entries of the audit log, oldest first where the query does not say otherwise. Raises BadInput."""
+        return self._env.read(lambda txn: query(txn, wanted or LogQuery()))
+
+    def record(
+        self,
+        *,
+        actor: str,
+        action: str,
+        target: str = "",
+        owner: str = "",
+        principals: Iterable[str] = (),
+        detail: Mapping[str, Scalar] | None = None,
+    ) -> None:
+        """Add an entry about something that changed nothing, such as a refused access; see `append`."""
+        named = [*principals]
+
+        def work(txn: Txn) -> None:
+            append(txn, actor=actor, action=action, target=target, owner=owner, principals=named, detail=detail)
+
+        self._writable().write(work)
+
+    def log_head(self) -> str:
+        """`seq:hash` of the newest entry. Kept elsewhere, it shows later that nothing up to here was written anew."""
+        return str(self._env.read(head_of))
+
+    def verify_log(self, anchor: str = "") -> list[str]:
+        """Every fault of the audit log, one line each. anchor: an earlier `log_head`. Raises BadInput."""
+        return self._env.read(lambda txn: list(problems(txn, anchor)))
+
+
+def _pseudonym(txn: Txn, name: str, *, of: str | None = None) -> bytes:
+    """The pseudonym of a principal, or of a target among what `of` owns; made where there is none yet."""
+    if not name:
+        return b""
+    key = _place(name, of)
+    known = txn.get("pseudonyms", key)
+    if known is None:
+        known = os.urandom(_NAME_BYTES)
+        txn.put("pseudonyms", key, known)
+        txn.put("names", known, name.encode())
+    return known
+
+
+def _naming(txn: Txn, principal: str) -> Iterator[tuple[bytes, bytes]]:
+    """Rows of `pseudonyms` for a principal, for what they owned, and for targets that bear their name."""
+    name = keys.digest(principal)
+    return ((key, value) for key, value in txn.scan("pseudonyms") if key.startswith(name) or key.endswith(name))
+
+
+def _place(name: str, of: str | None) -> bytes:
+    return keys.digest(name) if of is None else keys.digest(of) + keys.digest(name)
+
+
+def _target(txn: Txn, row: Row) -> str:
+    return row.cube_id or _name(txn, row.thing)
+
+
+def _name(txn: Txn, pseudonym: bytes) -> str:
+    if not pseudonym:
+        return ""
+    name = txn.get("names", pseudonym)
+    return f"forgotten:{pseudonym.hex()[:8]}" if name is None else name.decode()
+
+
+def _number(seq: int) -> bytes:
+    return seq.to_bytes(8)
+
+
+def _hash(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_HASH_BYTES).digest()
+
+
+def _decoded(seq: int, stored: bytes) -> Row:
+    try:
+        return msgspec.msgpack.decode(stored[_HASH_BYTES:], type=Row)
+    except msgspec.MsgspecError as error:
+        raise VaultUnavailable(f"Audit entry {seq} is damaged ({error}); run `memos-vllm vault verify`.") from error
+
+
+def _entry(txn: Txn, row: Row, digest: bytes) -> LogEntry:
+    return LogEntry(
+        seq=row.seq,
+        at=row.at,
+        actor=_name(txn, row.actor),
+        action=row.action,
+        target=_target(txn, row),
+        owner=_name(txn, row.owner),
+        principals=tuple(_name(txn, name) for name in row.principals),
+        detail=row.detail,
+        hash=digest.hex(),
+    )
+
+
+def _matcher(txn: Txn, wanted: LogQuery) -> Callable[[Row], bool] | None:
+    """Whether a row is asked for; None where a name is asked for that the log does not know."""
+    actor = txn.get("pseudonyms", keys.digest(wanted.actor)) if wanted.actor else b""
+    owner = txn.get("pseudonyms", keys.digest(wanted.owner)) if wanted.owner else b""
+    if actor is None or owner is None:
+        return None
+
+    def matches(row: Row) -> bool:
+        return (
+            (not actor or row.actor == actor)
+            and (not owner or row.owner == owner)
+            and (not wanted.action or row.action == wanted.action)
+            and (not wanted.until or row.at < wanted.until)
+            and (not wanted.since or row.at >= wanted.since)
+            and (not wanted.target or _target(txn, row) == wanted.target)
+        )
+
+    return matches
+
+
+def _candidates(txn: Txn, wanted: LogQuery) -> Iterator[tuple[Row, bytes]]:
+    """Rows between the numbers and times that the query names, by the owner's index where it names one."""
+    first = max(wanted.after + 1, _first_at(txn, wanted.since) if wanted.since else 1)
+    last = head_of(txn).seq
+    if wanted.before:
+        last = min(last, wanted.before - 1)
+    if wanted.until:
+        last = min(last, _first_at(txn, wanted.until) - 1)
+    for seq in _numbers(txn, wanted, first, last):
+        stored = txn.get("audit", _number(seq))
+        if stored is None:
+            raise VaultUnavailable(f"Audit entry {seq} is missing; run `memos-vllm vault verify`.")
+        yield _decoded(seq, stored), stored[:_HASH_BYTES]
+
+
+def _numbers(txn: Txn, wanted: LogQuery, first: int, last: int) -> Iterator[int]:
+    if not wanted.owner:
+        whole = range(first, last + 1)
+        yield from reversed(whole) if wanted.newest_first else whole
+        return
+    owner = txn.get("pseudonyms", keys.digest(wanted.owner)) or b""
+    if first > last:
+        return
+    rows = txn.scan("audit_owners", owner, after=owner + _number(first - 1))
+    if wanted.newest_first:
+        rows = txn.scan_back("audit_owners", owner, before=owner + _number(last + 1))
+    for key, _ in rows:
+        seq = int.from_bytes(key[_NAME_BYTES:])
+        if not first <= seq <= last:
+            return
+        yield seq
+
+
+def _first_at(txn: Txn, moment: str) -> int:
+    """Number of the first entry at or after a moment; times never go down along the log."""
+    low, high = 1, head_of(txn).seq + 1
+    while low < high:
+        middle = (low + high) // 2
+        stored = txn.get("audit", _number(middle))
+        if stored is not None and _decoded(middle, stored).at < moment:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _missing(first: int, stop: int) -> str:
+    return f"entry {first}: missing" if stop - first == 1 else f"entries {first} to {stop - 1}: missing"
+
+
+def _faults(seq: int, stored: bytes, previous: bytes) -> Iterator[str]:
+    """previous: hash of the entry before it, b"" where that is unknown."""
+    body = stored[_HASH_BYTES:]
+    if stored[:_HASH_BYTES] != _hash(body):
+        yield "changed, its hash differs"
+        return
+    try:
+        row = _decoded(seq, stored)
+    except VaultUnavailable:
+        yield "is none of this format"
+        return
+    if row.seq != seq:
+        yield f"moved, it was written as entry {row.seq}"
+    elif previous and row.previous != previous:
+        yield "does not follow the entry before it"
+
+
+def _anchored(txn: Txn, anchor: str) -> Iterator[str]:
+    if not anchor:
+        return
+    number, _, digest = anchor.partition(":")
+    if not (number.isascii() and number.isdigit() and len(digest) == 2 * _HASH_BYTES):
+        raise BadInput("An anchor of the audit log is `seq:hash`, as `memos-vllm vault log --head` prints it.")
+    stored = txn.get("audit", _number(int(number))) if int(number) else NOTHING
+    if stored is None or stored[:_HASH_BYTES].hex() != digest:
+        yield f"audit entry {number}: differs from the anchor, the log was written anew"
+
+
+def _index_problems(txn: Txn) -> Iterator[str]:
+    """`audit_owners` has the rows that the entries call for, and no others."""
+    wanted = 0
+    for key, stored in txn.scan("audit"):
+        try:
+            owner = _decoded(int.from_bytes(key), stored).owner
+        except VaultUnavailable:
+            return
+        wanted += bool(owner)
+        if owner and txn.get("audit_owners", owner + key) is None:
+            yield f"audit_owners: no row for entry {int.from_bytes(key)}"
+    if (present := txn.count("audit_owners")) > wanted:
+        yield f"audit_owners: {present - wanted} rows without an entry"

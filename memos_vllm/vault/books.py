@@ -1,0 +1,167 @@
+"""What the vault keeps books on: usage by owner, which cubes name whom, and which cubes expire when.
+
+All of it follows from the cubes, versions, events and snapshots, and `rebuild` makes it anew from them.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+
+from memos_vllm.cube import MemCube
+from memos_vllm.vault import keys
+from memos_vllm.vault.env import Txn
+from memos_vllm.vault.records import Damaged, Event, Record, Usage, decode, encode
+from memos_vllm.vault.tables import load, store
+
+CUBE_DATABASES = ("cubes", "versions", "snapshot_cubes")
+_ID = slice(-keys.ID_BYTES, None)
+
+
+def put_cube(txn: Txn, database: str, key: bytes, cube: MemCube) -> None:
+    """Store a cube in one of CUBE_DATABASES; its size counts as its owner's."""
+    stored, before = encode(cube, database, key), txn.get(database, key)
+    txn.put(database, key, stored)
+    _charge(txn, cube.owner, database == "cubes" and before is None, len(stored) - len(before or b""))
+    mention(txn, cube.id, cube.owner, named_in(cube))
+
+
+def drop_cube(txn: Txn, database: str, key: bytes, owner: str) -> bool:
+    """Remove what `put_cube` stored; False where there was nothing."""
+    stored = txn.get(database, key)
+    if stored is None:
+        return False
+    txn.delete(database, key)
+    _charge(txn, owner, -(database == "cubes"), -len(stored))
+    return True
+
+
+def usage(txn: Txn, owner: str) -> Usage:
+    return load(txn, "statistics", keys.digest(owner), Usage) or Usage()
+
+
+def named_in(cube: MemCube) -> set[str]:
+    """Everyone but the owner whom a cube's record names."""
+    return {cube.header.author, *cube.readers()} - {cube.owner, ""}
+
+
+def mention(txn: Txn, cube_id: str, owner: str, names: Iterable[str]) -> None:
+    """Note who is named in the rows of a cube; the row outlives the cube, as its events do."""
+    for name in names:
+        txn.put("mentions", keys.of_principal(name, cube_id), keys.digest(owner))
+
+
+def schedule(txn: Txn, old: MemCube | None, new: MemCube | None) -> None:
+    """Let `expiries` follow a change of a cube."""
+    before, after = _expiry(old), _expiry(new)
+    if before != after:
+        if before:
+            txn.delete("expiries", before)
+        if after:
+            txn.put("expiries", after)
+
+
+def due(txn: Txn, at: str) -> Iterator[str]:
+    """Ids of the cubes that have to expire, soonest first. at: a time in the form of `cube.now`."""
+    for key, _ in txn.scan("expiries"):
+        if key[: -keys.ID_BYTES].decode() > at:
+            return
+        yield key[_ID].hex()
+
+
+def rebuild(txn: Txn) -> None:
+    """Make all books anew. Raises Damaged."""
+    for database in ("statistics", "mentions", "expiries"):
+        for key, _ in list(txn.scan(database)):
+            txn.delete(database, key)
+    books = _Books(txn)
+    for owner, held in books.usage.items():
+        store(txn, "statistics", keys.digest(owner), held)
+    for key, owner_digest in books.mentions.items():
+        txn.put("mentions", key, owner_digest)
+    for key in books.expiries:
+        txn.put("expiries", key)
+
+
+def problems(txn: Txn) -> Iterator[str]:
+    """Where the books differ from what they follow from; records that do not decode are left out."""
+    books = _Books(txn, strict=False)
+    wanted = {keys.digest(owner): held for owner, held in books.usage.items()}
+    present = dict(_readable(txn, "statistics", Usage))
+    if not books.damaged:
+        for key in sorted(wanted.keys() | present.keys()):
+            if wanted.get(key) != present.get(key):
+                yield f"statistics {key.hex()}: {present.get(key)}, the cubes make {wanted.get(key)}"
+    mentions = {key for key, _ in txn.scan("mentions")}
+    yield from (f"mentions {key.hex()}: row missing" for key in sorted(books.mentions.keys() - mentions))
+    expiries = {key for key, _ in txn.scan("expiries") if key[_ID] not in books.damaged}
+    yield from (f"expiries {key.hex()}: row missing" for key in sorted(books.expiries - expiries))
+    yield from (f"expiries {key.hex()}: row without a memory" for key in sorted(expiries - books.expiries))
+
+
+class _Books:
+    """The books as they have to be. damaged: ids in records that do not decode; strict: raise Damaged for them."""
+
+    def __init__(self, txn: Txn, *, strict: bool = True) -> None:
+        self.mentions: dict[bytes, bytes] = {}
+        self.expiries: set[bytes] = set()
+        self.damaged: set[bytes] = set()
+        self._cubes: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        self._names: defaultdict[str, set[str]] = defaultdict(set)
+        self._owners: dict[str, str] = {}
+        self._alive: set[str] = set()
+        for database in CUBE_DATABASES:
+            for key, stored in txn.scan(database):
+                try:
+                    self._enter(database, decode(stored, MemCube, database, key), len(stored))
+                except Damaged:
+                    if strict:
+                        raise
+                    self.damaged.add(key[: keys.ID_BYTES] if database == "versions" else key[_ID])
+        for _, event in _readable(txn, "events", Event):
+            self._names[event.cube_id].add(event.actor)
+        self._close()
+
+    @property
+    def usage(self) -> dict[str, Usage]:
+        return {owner: Usage(self._cubes[owner], size) for owner, size in self._bytes.items()}
+
+    def _enter(self, database: str, cube: MemCube, size: int) -> None:
+        self._bytes[cube.owner] += size
+        self._names[cube.id] |= named_in(cube)
+        self._owners[cube.id] = cube.owner
+        if database == "cubes":
+            self._cubes[cube.owner] += 1
+            self._alive.add(cube.id)
+            if expiry := _expiry(cube):
+                self.expiries.add(expiry)
+
+    def _close(self) -> None:
+        for cube_id, names in self._names.items():
+            owner = self._owners.get(cube_id, "")
+            for name in names - {owner if cube_id in self._alive else "", ""}:
+                self.mentions[keys.of_principal(name, cube_id)] = keys.digest(owner)
+
+
+def _readable(txn: Txn, database: str, kind: type[Record]) -> Iterator[tuple[bytes, Record]]:
+    for key, stored in txn.scan(database):
+        try:
+            yield key, decode(stored, kind, database, key)
+        except Damaged:
+            continue
+
+
+def _charge(txn: Txn, owner: str, cubes: int, size: int) -> None:
+    held = usage(txn, owner)
+    txn.usage_before.setdefault(owner, held)
+    held = Usage(held.cubes + cubes, held.bytes + size)
+    if held == Usage():
+        txn.delete("statistics", keys.digest(owner))
+    else:
+        store(txn, "statistics", keys.digest(owner), held)
+
+
+def _expiry(cube: MemCube | None) -> bytes:
+    """Key of a cube's row in `expiries`, b"" where it has none."""
+    if cube is None or not cube.header.expires or cube.header.state == "expired":
+        return b""
+    return cube.header.expires.encode() + keys.cube_key(cube.id)

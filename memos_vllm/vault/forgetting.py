@@ -1,0 +1,150 @@
+"""Forgetting a principal: everything of theirs goes, their name goes from what stays, and what is left is counted."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import msgspec
+
+from memos_vllm.cube import MemCube
+from memos_vllm.vault import audit, books, changes, index, keys, manifest, registry, snapshots
+from memos_vllm.vault.env import Txn
+from memos_vllm.vault.kv import KVManifest
+from memos_vllm.vault.records import Event, KVRecord, Record, Snapshot
+from memos_vllm.vault.tables import cubes_under, decoded, events_of, find, store, versions_of
+
+_BY_PRINCIPAL = ("owners", "grants", "mentions", "revisions", "statistics", "snapshots", "snapshot_cubes")
+"""Databases whose keys begin with a principal's digest."""
+
+
+class ForgetReport(msgspec.Struct, frozen=True):
+    """What went.
+
+    versions: older versions of the cubes; kv_keys: for caches that hold their K/V; index_rows: of the search index
+    grants: rights to cubes of others; mentions: cubes of others and of nobody any more that named them
+    registry: entries that belonged to them or named them; log_names: names taken out of the audit log
+    """
+
+    cubes: int
+    versions: int
+    kv_keys: tuple[str, ...]
+    index_rows: int
+    snapshots: int
+    grants: int
+    mentions: int
+    registry: int
+    log_names: int
+
+
+class Forgetting(KVManifest):
+    """The part of a vault that forgets a principal and shows that it did."""
+
+    def forget(self, principal: str, *, actor: str) -> ForgetReport:
+        """Remove all that belongs to a principal, and their name from all that stays, in one transaction.
+
+        Cubes, versions, snapshots, K/V, index rows, uses, grants in both directions, registry entries. Events and
+        audit entries stay, without the name. KV files are unlinked when this returns. Where the actor is the principal,
+        the audit entry names nobody. No row can be read any more; bytes of removed rows may lie in free pages of the
+        data file until it is written anew (`backup.compact`).
+        """
+        report = self._change(lambda txn: _forget(txn, principal, actor), frees=True)
+        self._bury()
+        return report
+
+    def traces_of(self, principal: str) -> dict[str, int]:
+        """How many rows of each database belong to a principal or name them; empty after `forget`.
+
+        Reads the whole vault. Names inside texts are content and not looked for.
+        """
+        return self._env.read(lambda txn: {name: count for name, count in _traces(txn, principal).items() if count})
+
+
+def _forget(txn: Txn, principal: str, actor: str) -> ForgetReport:
+    index_rows = index.rows_of(txn, principal)
+    cubes = list(cubes_under(txn, "owners", principal))
+    versions = sum(len(versions_of(txn, cube)) - 1 for cube in cubes)
+    kv_keys = manifest.doom_all(txn, manifest.pieces_of(txn, principal))
+    for cube in cubes:
+        kv_keys += [record.key for record in changes.remove(txn, cube, actor, logged=False)]
+    dropped = snapshots.drop_all(txn, principal)
+    grants = _leave(txn, principal, actor)
+    mentions = _unname(txn, principal)
+    index.drop(txn, principal)
+    txn.delete("revisions", keys.digest(principal))
+    txn.delete("statistics", keys.digest(principal))
+    detail = {"cubes": len(cubes), "versions": versions, "snapshots": dropped, "grants": grants}
+    audit.append(txn, actor=actor, action="forget", owner=principal, detail=detail)
+    removed, names = registry.forget(txn, principal), audit.forget(txn, principal)
+    return ForgetReport(len(cubes), versions, tuple(kv_keys), index_rows, dropped, grants, mentions, removed, names)
+
+
+def _leave(txn: Txn, principal: str, actor: str) -> int:
+    """Take back every right to cubes of others; returns how many cubes those were."""
+    granted = list(cubes_under(txn, "grants", principal))
+    for cube in granted:
+        changes.rewrite(txn, cube, _without(cube, principal), actor, "edit")
+    return len(granted)
+
+
+def _unname(txn: Txn, principal: str) -> int:
+    """Take the name out of events, versions and copies of cubes; returns how many cubes those were."""
+    rows = list(txn.scan("mentions", keys.digest(principal)))
+    for key, owner_digest in rows:
+        cube_id = key[keys.ID_BYTES :].hex()
+        _unname_events(txn, principal, cube_id)
+        _unname_cubes(txn, principal, cube_id)
+        for place, copy in list(snapshots.copies_of(txn, owner_digest, cube_id)):
+            books.put_cube(txn, "snapshot_cubes", place, _without(copy, principal))
+            snapshots.recount(txn, place[: -keys.ID_BYTES])
+        txn.delete("mentions", key)
+    return len(rows)
+
+
+def _unname_events(txn: Txn, principal: str, cube_id: str) -> None:
+    for event in events_of(txn, cube_id):
+        if event.actor == principal:
+            number = event.version + (event.operation == "delete")
+            store(txn, "events", keys.numbered(cube_id, number), msgspec.structs.replace(event, actor=""))
+
+
+def _unname_cubes(txn: Txn, principal: str, cube_id: str) -> None:
+    cube = find(txn, cube_id)
+    for held in versions_of(txn, cube) if cube else ():
+        unnamed = _without(held, principal)
+        if unnamed == held:
+            continue
+        newest = held is cube
+        key = keys.cube_key(cube_id) if newest else keys.numbered(cube_id, held.version)
+        books.put_cube(txn, "cubes" if newest else "versions", key, unnamed)
+
+
+def _without(cube: MemCube, principal: str) -> MemCube:
+    """A cube that neither names a principal as author nor grants them anything."""
+    header = cube.header
+    access = tuple(grant for grant in header.access if grant.principal != principal)
+    author = "" if header.author == principal else header.author
+    return MemCube(msgspec.structs.replace(header, access=access, author=author), cube.payload)
+
+
+def _traces(txn: Txn, principal: str) -> Counter[str]:
+    found = Counter(dict.fromkeys(_BY_PRINCIPAL, 0))
+    for database in _BY_PRINCIPAL:
+        found[database] = sum(1 for _ in txn.scan(database, keys.digest(principal)))
+    for database in books.CUBE_DATABASES:
+        found[database] = max(found[database], sum(_names(cube, principal) for cube in _all(txn, database, MemCube)))
+    found["events"] = sum(event.actor == principal for event in _all(txn, "events", Event))
+    found["snapshots"] = sum(snapshot.owner == principal for snapshot in _all(txn, "snapshots", Snapshot))
+    for database in ("kv", "doomed"):
+        found[database] = sum(record.owner == principal for record in _all(txn, database, KVRecord))
+    found["kv_cubes"] = sum(1 for _ in txn.scan("kv_cubes", keys.pieces_of(principal)))
+    found["index"] = index.rows_of(txn, principal)
+    found["registry"] = registry.traces(txn, principal)
+    found["audit"] = audit.traces(txn, principal)
+    return found
+
+
+def _names(cube: MemCube, principal: str) -> bool:
+    return principal == cube.owner or principal in books.named_in(cube)
+
+
+def _all(txn: Txn, database: str, kind: type[Record]) -> Iterator[Record]:
+    return (decoded(stored, kind, database, key) for key, stored in txn.scan(database))

@@ -1,0 +1,49 @@
+"""What searches and the embedding worker ask of a vault."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from memos_vllm.cube import MemCube
+from memos_vllm.vault import index, vectors
+from memos_vllm.vault.base import Opened
+from memos_vllm.vault.env import Txn
+from memos_vllm.vault.vectors import Vector
+
+Result = TypeVar("Result")
+Cubes = list[MemCube]
+Vectors: TypeAlias = dict[str, np.ndarray[Any, np.dtype[np.float16]]]
+
+
+class Searchable(Opened):
+    """The part of a Vault that reads the search index and fills in its vectors."""
+
+    def read(self, work: Callable[[Txn], Result]) -> Result:
+        """`work` on one snapshot of the vault; it may run again, and keeps nothing of the transaction."""
+        return self._env.read(work)
+
+    def reindex(self) -> int:
+        """Make the search index anew from the cubes, in one transaction; returns how many are in it."""
+        return self._writable().write(index.rebuild)
+
+    def adopt_embedder(self, name: str) -> None:
+        """Vectors are this embedder's from now on; those of another one are removed and made anew."""
+        self._writable().write(lambda txn: vectors.adopt(txn, name))
+
+    def awaiting_vectors(self, *, after: str = "", limit: int) -> Cubes:
+        """Cubes whose text has no vector yet, by id; `after` is the last id of the page before."""
+        return self._env.read(lambda txn: vectors.awaiting(txn, after=after, limit=limit))
+
+    def put_vectors(self, embedder: str, computed: Mapping[str, Vector]) -> int:
+        """Store vectors by cube id where the text is still the present one; returns how many were."""
+        return self._writable().write(lambda txn: vectors.store(txn, embedder, computed))
+
+    def vectors_of(self, cube_ids: Iterable[str]) -> Vectors:
+        """Vectors by cube id, of length 1, of the cubes that have one."""
+        ids = [*cube_ids]
+        return self._env.read(lambda txn: vectors.of_cubes(txn, ids))
+
+    def vector_counts(self) -> tuple[int, int]:
+        """Cubes with a vector, and those that await one."""
+        return self._env.read(lambda txn: (txn.count("vectors"), txn.count("unembedded")))

@@ -1,0 +1,117 @@
+"""`memos-vllm vault`: what it prints, how it ends, and that nothing of it needs a server to stop but compaction."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memos_vllm.cli import main
+from memos_vllm.vault import Vault
+from tests.unit.vault_cases import add
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "memory"
+    with Vault.open(path) as vault:
+        tea = add(vault, "tea", "milk", access=("bo",))[0]
+        vault.update(tea.id, "green tea", actor="maya")
+        add(vault, "the key is under the mat", owner="bo")
+    return path
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> str:
+    """What a command prints on stdout, or on stderr where it fails."""
+    assert main(["vault", *map(str, words)]) == code
+    printed = capsys.readouterr()
+    return printed.err if code == 2 else printed.out
+
+
+def break_record(path: Path, database: str) -> None:
+    with Vault.open(path) as vault:
+        key, stored = vault._env.read(lambda txn: next(iter(txn.scan(database))))
+        vault._env.write(lambda txn: txn.put(database, key, stored[:-1] + b"?"))
+
+
+def test_stats(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = json.loads(said(capsys, "stats", path, "--json"))
+    assert numbers["cubes"] == 3 and numbers["versions"] == 1
+    shown = said(capsys, "stats", path)
+    assert "cubes" in shown and "map bytes" in shown
+
+
+def test_check(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "check", path) == f"{path}: no problems\n"
+    with Vault.open(path):
+        assert main(["vault", "check", str(path)]) == 0
+        assert "pages of the data file were not checked" in capsys.readouterr().err
+    break_record(path, "cubes")
+    assert "checksum mismatch" in said(capsys, "check", path, code=1)
+
+
+def test_backup_and_restore(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "a long name of a folder" / ("x" * 100)
+    with Vault.open(path):
+        shown = said(capsys, "backup", path, copy)
+    assert shown.splitlines()[0].startswith(f"{path} → {copy}: 3 memories, 0 K/V, ")
+    shutil.rmtree(path)
+    assert "3 memories" in said(capsys, "restore", copy, path)
+    with Vault.open(path, readonly=True) as vault:
+        assert [entry.action for entry in vault.log()[-1:]] == ["vault.restore"]
+        assert vault.log()[-1].actor.startswith("operator:")
+    assert "is there already; name a new folder" in said(capsys, "restore", copy, path, code=2)
+    assert "is there already; name a new folder" in said(capsys, "backup", path, copy, code=2)
+    assert "There is no vault in" in said(capsys, "restore", tmp_path, tmp_path / "new", code=2)
+
+
+def test_compact(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Vault.open(path):
+        assert "stop the server" in said(capsys, "compact", path, code=2)
+    assert said(capsys, "compact", path).startswith(f"{path}: ")
+
+
+def test_reindex(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Vault.open(path) as vault:
+        vault._env.write(lambda txn: txn.clear("terms"))
+        assert vault.check() != []
+    assert said(capsys, "reindex", path) == f"{path}: 3 memories in the index\n"
+    with Vault.open(path) as vault:
+        assert vault.check() == []
+
+
+def test_log(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.loads(line) for line in said(capsys, "log", path, "--json").splitlines()]
+    assert [line["action"] for line in lines] == ["vault.create", "add", "add", "update", "add"]
+    assert "green" not in json.dumps(lines)
+    owned = said(capsys, "log", path, "--json", "--owner", "maya", "--did", "add", "--last", "1").splitlines()
+    assert [json.loads(line)["seq"] for line in owned] == [3]
+    assert said(capsys, "log", path, "--json", "--since", "2100-01-01") == ""
+    assert "update" in said(capsys, "log", path, "--target", lines[3]["target"])
+    assert "ISO-8601" in said(capsys, "log", path, "--since", "yesterday", code=2)
+
+
+def test_verify(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    anchor = said(capsys, "log", path, "--head").strip()
+    assert anchor.startswith("5:") and anchor in said(capsys, "verify", path)
+    with Vault.open(path) as vault:
+        add(vault, "more")
+    assert "whole" in said(capsys, "verify", path, "--anchor", anchor)
+    assert "differs from the anchor" in said(capsys, "verify", path, "--anchor", f"5:{'0' * 64}", code=1)
+    assert "vault log --head" in said(capsys, "verify", path, "--anchor", "x", code=2)
+    break_record(path, "audit")
+    assert said(capsys, "verify", path, code=1) == "audit entry 1: changed, its hash differs\n"
+
+
+def test_a_folder_without_a_vault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for action in ("stats", "check", "log", "verify"):
+        assert "There is no vault in" in said(capsys, action, tmp_path, code=2)
+
+
+def test_lines_are_plain_where_nobody_watches(path: Path) -> None:
+    """No colours, no wrapping and no progress in what a script reads."""
+    command = [sys.executable, "-m", "memos_vllm.cli", "vault", "verify", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1 and "\x1b" not in done.stdout and done.stderr == ""

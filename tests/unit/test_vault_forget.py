@@ -1,0 +1,122 @@
+"""Forgetting a principal: nothing of theirs is left, and their name is nowhere."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from memos_vllm.errors import NotFound
+from memos_vllm.vault import LogQuery, Usage, Vault
+from memos_vllm.vault.pipeline import TransferStep
+from tests.unit.vault_cases import add, kv_for, texts
+
+SECRET = "maya.lindqvist"
+
+
+class Badge(msgspec.Struct):
+    number: int
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "memory"
+
+
+@pytest.fixture
+def vault(path: Path) -> Iterator[Vault]:
+    """Someone whose name is in every table, among others who stay."""
+    with Vault.open(path) as vault:
+        mine, shared, gone = add(vault, "tea", "milk", "rain", owner=SECRET, access=("bo",))
+        vault.update(mine.id, "green tea", actor=SECRET)
+        vault.put_kv(kv_for(vault, shared, "k"))
+        piece = msgspec.structs.replace(kv_for(vault, shared, "p"), cube_id="", cube_version=0, kind="piece")
+        vault.put_kv(piece)
+        vault.snapshot(SECRET, "monday", actor=SECRET)
+        vault.delete(gone.id, actor=SECRET)
+        (theirs,) = add(vault, "bo's", owner="bo", access=(SECRET,))
+        vault.update(theirs.id, "bo's, by maya", actor=SECRET)
+        vault.snapshot("bo", "tuesday", actor="bo")
+        vault.edit(theirs.id, actor="bo", access=[SECRET, "cy"])
+        vault.update(theirs.id, "bo's again", actor="bo")
+        (lost,) = add(vault, "lost", owner="bo")
+        vault.update(lost.id, "lost, by maya", actor=SECRET)
+        vault.delete(lost.id, actor="bo")
+        vault.add_uses({mine.id: 1}, 0.0)
+        vault.put_entry("badge", "b1", Badge(7), actor="admin", owner=SECRET)
+        yield vault
+        assert vault.check() == [] and vault.verify_log() == []
+
+
+def test_nothing_is_left(vault: Vault) -> None:
+    before = vault.traces_of(SECRET)
+    named = {"cubes", "versions", "events", "owners", "grants", "mentions", "revisions", "statistics", "snapshots"}
+    assert before.keys() >= named | {"snapshot_cubes", "kv", "kv_cubes", "index", "registry", "audit"}
+    report = vault.forget(SECRET, actor="admin")
+    assert (report.cubes, report.versions, report.snapshots, report.grants, report.registry) == (2, 1, 1, 1, 1)
+    assert set(report.kv_keys) == {"k", "p"} and report.index_rows > 0 and report.mentions > 0
+    assert vault.traces_of(SECRET) == {} and vault.usage(SECRET) == Usage()
+    assert not (vault.list(SECRET) or vault.readable(SECRET) or vault.snapshots(SECRET) or vault.iter_kv())
+    assert list((vault.path / "kv").iterdir()) == []
+    assert vault.entries("badge", Badge) == {} and vault.revision(SECRET) == 0
+
+
+def test_no_row_holds_the_name(vault: Vault) -> None:
+    vault.forget(SECRET, actor="admin")
+    databases = vault._env._databases
+    rows = vault._env.read(lambda txn: [(name, key, value) for name in databases for key, value in txn.scan(name)])
+    assert [row for row in rows if SECRET.encode() in row[2]] == []
+
+
+def test_others_keep_what_is_theirs(vault: Vault) -> None:
+    (before,) = vault.list("bo")
+    vault.forget(SECRET, actor="admin")
+    (after,) = vault.list("bo")
+    assert after.text == before.text and after.readers() == ("bo", "cy")
+    assert [held.header.author for held in vault.versions(after.id)] == ["bo", "", "bo"]
+    assert [event.actor for event in vault.history(after.id)] == ["bo", "", "bo"]
+    assert texts(vault.readable("cy")) == ["bo's again"]
+    vault.restore_snapshot("bo", "tuesday", actor="bo")
+    assert texts(vault.list("bo")) == ["bo's, by maya"] and vault.readable(SECRET) == []
+
+
+def test_the_log_tells_that_and_how_much_but_not_whom(vault: Vault) -> None:
+    vault.forget(SECRET, actor="admin")
+    (entry,) = vault.log(LogQuery(action="forget"))
+    assert entry.actor == "admin" and entry.owner.startswith("forgotten:") and entry.detail["cubes"] == 2
+    assert SECRET not in str(vault.log(LogQuery(limit=1000)))
+
+
+def test_a_person_may_forget_themselves_and_come_back(vault: Vault) -> None:
+    vault.forget(SECRET, actor=SECRET)
+    assert vault.traces_of(SECRET) == {}
+    add(vault, "new", owner=SECRET)
+    assert texts(vault.list(SECRET)) == ["new"]
+    with pytest.raises(NotFound):
+        vault.restore_snapshot(SECRET, "monday", actor=SECRET)
+
+
+def test_forgetting_a_stranger_changes_nothing_but_the_log(vault: Vault) -> None:
+    held = vault.list("bo"), vault.list(SECRET)
+    report = vault.forget("stranger", actor="admin")
+    assert report == type(report)(0, 0, (), 0, 0, 0, 0, 0, report.log_names)
+    assert (vault.list("bo"), vault.list(SECRET)) == held and vault.traces_of("stranger") == {}
+
+
+def test_what_was_given_away_stays_with_its_new_owner(vault: Vault) -> None:
+    (cube,) = add(vault, "a present", owner=SECRET)
+    (given,) = vault.pipeline([TransferStep(cube.id, "bo")], actor=SECRET)
+    vault.forget(SECRET, actor="admin")
+    assert vault.get(given.id).text == "a present" and vault.get(given.id).header.author == ""
+    assert vault.traces_of(SECRET) == {}
+
+
+def test_a_file_that_cannot_be_removed_is_a_trace(vault: Vault) -> None:
+    file = vault.path / "kv/k.safetensors"
+    file.unlink()
+    file.mkdir()
+    vault.forget(SECRET, actor="admin")
+    assert vault.traces_of(SECRET) == {"doomed": 1}
+    file.rmdir()
+    with Vault.open(vault.path) as again:
+        assert again.traces_of(SECRET) == {}
