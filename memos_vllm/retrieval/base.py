@@ -1,32 +1,75 @@
 """The contract of every search, and the filters that all of them take."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from memos_vllm.cube import Header, MemCube, Plaintext
+from memos_vllm.cube import Header, MemCube, SemanticType, timestamp
 from memos_vllm.errors import BadInput
 
 _HEADER_FILTERS = frozenset(Header.__struct_fields__) - {"metadata", "access", "licence"}
 
+
+SIGNALS = ("lexical", "dense", "neighbours", "hints")
+"""What a search goes by: words; meaning, where there is an embedder; what the turns around a turn tell; and hints: a
+speaker or a month that the question names, texts that ask or are short."""
 
 Scored = list[tuple[int, int, float]]
 """`[start, end)` characters of a text with a score above 0; scores of one query compare."""
 
 
 @dataclass(frozen=True)
+class TimeWindow:
+    """From `start` until before `end`: ISO-8601 dates or times, UTC; "" for no bound.
+
+    What a cube tells happened at `happened`, or else when it was created.
+    """
+
+    start: str = ""
+    end: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises BadInput."""
+        for name in ("start", "end"):
+            timestamp(getattr(self, name), f"window {name}")
+
+
+@dataclass(frozen=True)
 class Hit:
-    """A cube and how well it matches: above 0, or 0 where it was only the most recent. Scores of one search compare."""
+    """A cube and how well it matches: above 0, or 0 where it was only the most recent. Scores of one search compare.
+
+    parts: what the score is made of, by signal.
+    """
 
     cube: MemCube
     score: float
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Operator(Protocol):
-    """Finds cubes among those that the principal may read: access is part of the search, not a step after it."""
+    """Finds cubes among those that the principals may read: access is part of the search, not a step after it."""
 
-    def search(self, principal: str, query: str, *, top_k: int, filters: Mapping[str, Any] | None = None) -> list[Hit]:
-        """At most `top_k` hits, best first, without expired cubes. Raises BadInput, VaultUnavailable."""
+    def search(
+        self,
+        principals: str | Sequence[str],
+        query: str,
+        *,
+        top_k: int,
+        filters: Mapping[str, Any] | None = None,
+        window: TimeWindow | None = None,
+        types: Sequence[SemanticType] | None = None,
+        tags: Sequence[str] | None = None,
+        neighbours: bool = True,
+        using: Collection[str] | None = None,
+    ) -> list[Hit]:
+        """At most `top_k` hits, best first, without expired cubes.
+
+        principals: whom the caller speaks for, a user and their groups.
+        filters: see `matches`; window: when it happened; types: any of these; tags: any of these.
+        neighbours: whether a turn also counts for the turns around it in its conversation.
+        using: the signals that decide (see SIGNALS), all that there are by default.
+        Raises BadInput, VaultUnavailable.
+        """
         ...
 
     def sentence_scores(self, query: str, text: str) -> Scored:
@@ -37,26 +80,34 @@ class Operator(Protocol):
 def matches(cube: MemCube, filters: Mapping[str, Any]) -> bool:
     """Whether a cube has every value asked for; a list asks for any of its values.
 
-    A name is a field of the header (`tags`: holds the tag), else a key of the cube's metadata. Raises BadInput.
+    A name is a field of the header (`tags`: holds the tag), else a key of the cube's metadata.
     """
-    return all(_matches(cube, name, wanted) for name, wanted in filters.items())
+    return all(_matches(cube, name, options_of(wanted)) for name, wanted in filters.items())
 
 
-def _matches(cube: MemCube, name: str, wanted: Any) -> bool:
-    if isinstance(wanted, Mapping):
-        raise BadInput(f"The filter {name!r} must be a value or a list of values.")
-    options = wanted if isinstance(wanted, list | tuple | set | frozenset) else (wanted,)
-    if name in _HEADER_FILTERS:
+def checked_filters(filters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The filters themselves. Raises BadInput where one is no value or list of values."""
+    for name, wanted in filters.items():
+        if any(isinstance(option, Mapping | list | tuple) for option in options_of(wanted)):
+            raise BadInput(f"The filter {name!r} must be a value or a list of values.")
+    return filters
+
+
+def options_of(wanted: Any) -> Sequence[Any]:
+    """The values that a filter allows."""
+    return [*wanted] if isinstance(wanted, list | tuple | set | frozenset) else (wanted,)
+
+
+def is_field(name: str) -> bool:
+    """Whether a filter asks for a field of the header rather than for metadata."""
+    return name in _HEADER_FILTERS
+
+
+def _matches(cube: MemCube, name: str, options: Sequence[Any]) -> bool:
+    if is_field(name):
         held = getattr(cube.header, name)
     elif name in cube.header.metadata:
         held = cube.header.metadata[name]
     else:
         return False
     return any(value in options for value in held) if isinstance(held, tuple) else held in options
-
-
-def text_of(cube: MemCube) -> str:
-    """What a search reads of a cube: its text, or else its tags and what it is about."""
-    if isinstance(cube.payload, Plaintext):
-        return cube.payload.content
-    return " ".join((*cube.header.tags, cube.header.fingerprint))

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from functools import lru_cache
 
-from memos_vllm.retrieval.words import words_of
+from memos_vllm.vault.words import words_of
 
 _SENTENCE = re.compile(r"\S[^.!?\n。！？]*(?:[.!?。！？]+|$|(?=\n))", re.MULTILINE)
 _K1, _B = 1.5, 0.75
