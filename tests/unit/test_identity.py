@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from memos_vllm.errors import BadInput, Forbidden, StartError, Unauthorized
-from memos_vllm.governance import Caller, KeyRing, resolve
+from memos_vllm.governance import Caller, KeyRing, caller_of, checked_user
 
 HASHED = hashlib.sha256(b"bo-secret").hexdigest()
 KEYS = f"""
@@ -15,6 +15,8 @@ user = "maya"
 [[key]]
 sha256 = "{HASHED.upper()}"
 user = "bo"
+roles = ["reader"]
+clearance = ["health"]
 
 [[key]]
 key = "service-secret"
@@ -28,8 +30,8 @@ def ring(tmp_path: Path) -> KeyRing:
     return KeyRing.load(path)
 
 
-def who(ring: KeyRing, bearer: str | None = None, header: str | None = None, body: str | None = None) -> Caller | None:
-    return resolve(ring, bearer=bearer, header_user=header, body_user=body)
+def who(ring: KeyRing, key: str | None = None, header: str | None = None, body: str | None = None) -> Caller | None:
+    return caller_of(ring.bearer(key), header_user=header, body_user=body)
 
 
 def test_without_keys_the_claims_decide() -> None:
@@ -42,8 +44,9 @@ def test_without_keys_the_claims_decide() -> None:
 
 
 def test_a_user_bound_key_speaks_for_its_user_only(ring: KeyRing) -> None:
+    bo = Caller("bo", bound=True, roles=("reader",), clearance=frozenset(("health",)))
     assert who(ring, "maya-secret") == Caller("maya", bound=True)
-    assert who(ring, "bo-secret", header="bo", body="bo") == Caller("bo", bound=True)
+    assert who(ring, "bo-secret", header="bo", body="bo") == bo
     for claim in ({"header": "bo"}, {"body": "bo"}, {"header": "maya", "body": "bo"}):
         with pytest.raises(Forbidden):
             who(ring, "maya-secret", **claim)
@@ -54,17 +57,34 @@ def test_a_service_key_speaks_for_any_user(ring: KeyRing) -> None:
     assert who(ring, "service-secret", header="cy") == Caller("cy", bound=False)
 
 
-@pytest.mark.parametrize("bearer", [None, "", "wrong", "maya-secret ", HASHED, "\ud800"])
-def test_required_keys_are_required(ring: KeyRing, bearer: str | None) -> None:
+@pytest.mark.parametrize("key", [None, "", "wrong", "maya-secret ", HASHED, "\ud800", "mk_", "mk_a_b"])
+def test_required_keys_are_required(ring: KeyRing, key: str | None) -> None:
     assert ring.required
     with pytest.raises(Unauthorized):
-        who(ring, bearer, header="maya")
+        who(ring, key, header="maya")
 
 
-@pytest.mark.parametrize("claim", ["", "a" * 129, "a\nb"])
+@pytest.mark.parametrize("claim", ["", "a" * 129, "a\nb", "group:staff", "operator:root", "memos-vllm"])
 def test_malformed_claims(claim: str) -> None:
     with pytest.raises(BadInput):
         who(KeyRing(), header=claim)
+    with pytest.raises(BadInput):
+        checked_user(claim)
+
+
+def test_what_roles_may() -> None:
+    def may(*roles: str) -> list[str]:
+        caller = Caller("maya", bound=True, roles=roles)  # type: ignore[arg-type]
+        return [action for action in ("read", "write", "audit") if caller.may(action)]
+
+    assert may() == ["read", "write"]
+    assert may("reader") == ["read"]
+    assert may("auditor") == ["read", "audit"]
+    assert may("admin") == may("reader", "admin") == ["read", "write", "audit"]
+
+
+def test_a_caller_answers_to_the_names_of_their_groups() -> None:
+    assert Caller("maya", bound=True, groups=("staff", "board")).principals == ("maya", "group:staff", "group:board")
 
 
 def test_a_ring_does_not_show_its_keys(ring: KeyRing) -> None:
@@ -81,12 +101,15 @@ def test_a_ring_does_not_show_its_keys(ring: KeyRing) -> None:
         ("[[key]]\nkey = 'a'\n[[key]]\nsha256 = 'b'", "number 2: field sha256"),
         ("[[key]]\nkey = 'a'\n[[key]]\nkey = 'a'", "number 2 repeats a key"),
         ("[[key]]\nkey = ' '", "field key is empty"),
-        ("[[key]]\nkey = 3", "must be a string"),
-        ("[[key]]\nkey = 'a'\nusr = 'maya'", "'usr'"),
+        ("[[key]]\nkey = 3", r"got `int` - at `\$.key`"),
+        ("[[key]]\nkey = 'a'\nusr = 'maya'", "unknown field `usr`"),
         ("[[key]]\nkey = 'a'\nuser = ''", "field user"),
+        ("[[key]]\nkey = 'a'\nuser = 'group:staff'", "field user"),
+        ("[[key]]\nkey = 'a'\nroles = ['boss']", "'boss'"),
+        ("[[key]]\nkey = 'a'\nclearance = 'health'", r"at `\$.clearance`"),
         ("[[keys]]\nkey = 'a'", "'keys'"),
         ("key = 'a'", "holds no"),
-        ("key = ['a']", "must be a string"),
+        ("key = ['a']", "number 1: Expected `object`"),
     ],
 )
 def test_a_bad_key_file_stops_the_start(tmp_path: Path, text: str, named: str) -> None:
