@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from memos_vllm import __version__
+from memos_vllm.cli_export import add_export_parser, add_trace_parser
+from memos_vllm.cli_key import add_group_parser, add_key_parser, add_quota_parser
+from memos_vllm.cli_vault import add_parser as add_vault
 from memos_vllm.errors import MemosError
 
-EXIT_PROBLEMS = 1
 EXIT_ERROR = 2
 
 
@@ -51,7 +52,13 @@ def _bench(argv: Sequence[str]) -> int:
     return run(argv)
 
 
-PASSED_ON: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "demo": _demo, "bench": _bench}
+def _mcp(argv: Sequence[str]) -> int:
+    from memos_vllm.mcp import run
+
+    return run(argv)
+
+
+PASSED_ON: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "demo": _demo, "bench": _bench, "mcp": _mcp}
 """Commands that read their own arguments."""
 
 
@@ -64,39 +71,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("serve", help="start vLLM's OpenAI-compatible server with memory: serve MODEL --memory-dir DIR")
     commands.add_parser("demo", help="show a server with memory at work")
-    commands.add_parser("bench", help="measure: `bench ttft` time to first token, `bench quality` what repair keeps")
-    _add_vault(commands.add_parser("vault", help="look after a memory directory: vault check DIR, vault stats DIR"))
+    commands.add_parser("bench", help="measure: time to first token, quality, retrieval, load")
+    add_vault(commands.add_parser("vault", help="look after a memory directory: check, backup, log … DIR"))
+    add_key_parser(commands.add_parser("key", help="API keys of a memory directory: create, list, revoke, require"))
+    add_group_parser(commands.add_parser("group", help="groups that memories can be shared with: add, remove, list"))
+    add_quota_parser(commands.add_parser("quota", help="limits of single users: set, clear, list"))
+    add_export_parser(commands.add_parser("export", help="write a user's memories, redacted and marked, as JSON lines"))
+    add_trace_parser(commands.add_parser("trace", help="say which export a text came from, by its watermark"))
+    commands.add_parser("mcp", help="serve the memories of a running server as tools of the Model Context Protocol")
     version = commands.add_parser("version", help="print the versions of memos-vllm and of the vLLM it runs on")
     version.set_defaults(run=_version)
     return parser
-
-
-def _add_vault(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="read every record and file; exit code 1 if anything is wrong")
-    check.set_defaults(run=_vault_check)
-    stats = actions.add_parser("stats", help="print counts and sizes")
-    stats.set_defaults(run=_vault_stats)
-    for action in (check, stats):
-        action.add_argument("dir", type=Path, help="the memory directory")
-
-
-def _vault_check(args: argparse.Namespace) -> int:
-    from memos_vllm.vault import Vault
-
-    with Vault.open(args.dir, readonly=True) as vault:
-        problems = vault.check()
-    print("\n".join(problems) or f"{args.dir}: no problems")
-    return EXIT_PROBLEMS if problems else 0
-
-
-def _vault_stats(args: argparse.Namespace) -> int:
-    from memos_vllm.vault import Vault
-
-    with Vault.open(args.dir, readonly=True) as vault:
-        for name, value in vault.stats().items():
-            print(f"{name:<16}{value}")
-    return 0
 
 
 def _version(args: argparse.Namespace) -> int:

@@ -73,6 +73,28 @@ def _gib(text: str) -> float:
     return value
 
 
+def _rate(text: str) -> float:
+    message = "must be a number of requests a second above 0, up to 1000000"
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(message) from None
+    if not 0 < value <= 10**6:
+        raise ValueError(message)
+    return value
+
+
+def _days(text: str) -> float:
+    message = "must be a number of days above 0, up to 100000"
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(message) from None
+    if not 0 < value <= 10**5:
+        raise ValueError(message)
+    return value
+
+
 def _one_of(*names: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in names:
@@ -154,6 +176,73 @@ class MemoryConfig:
     )
     max_gib: float | None = _flag(
         None, "max-gib", "GIB", _gib, "Most GiB the vault's store may grow to (default: until the disk is full)."
+    )
+    embedder: str = _flag(
+        "none",
+        "embedder",
+        "none|MODEL|URL",
+        str,
+        "Search by meaning as well as by words: a sentence-transformers model (folder or name) in this process, or "
+        "http(s)://HOST of a server with /v1/embeddings, #NAME at its end for one of its models, its key in "
+        "MEMOS_EMBEDDER_KEY; none for words alone (default: none).",
+    )
+    mode: Literal["read", "write", "readwrite", "off"] = _flag(
+        "read",
+        "mode",
+        "{read,write,readwrite,off}",
+        _one_of("read", "write", "readwrite", "off"),
+        "What a chat does with its user's memory: read puts memories into the prompt, write makes new ones of what the "
+        "user says, readwrite both, off neither (default: read). A request may choose with x-memos-mode.",
+    )
+    reader: Literal["rules", "model"] = _flag(
+        "rules",
+        "reader",
+        "{rules,model}",
+        _one_of("rules", "model"),
+        "Who finds what to remember in messages: rules for English, or the served model, which costs a short answer "
+        "each time (default: rules).",
+    )
+    policy: str = _flag(
+        "semantic",
+        "policy",
+        "POLICY",
+        _one_of("semantic", "lru", "label", "frequency", "priority"),
+        "Which memories come first: semantic for those that fit the question best, lru for those used or written last, "
+        "label for those whose tags the question names, frequency for those used often lately, priority for those that "
+        "their owner put first (default: semantic). A request may choose with x-memos-policy.",
+    )
+    half_life: float | None = _flag(
+        None,
+        "half-life",
+        "DAYS",
+        _days,
+        "Days in which a memory that nobody uses loses half its strength; faint ones are archived. Memories may have "
+        "half-lives of their own (default: others do not fade).",
+    )
+    audit: Literal["changes", "refusals", "access"] = _flag(
+        "refusals",
+        "audit",
+        "{changes,refusals,access}",
+        _one_of("changes", "refusals", "access"),
+        "What the audit log holds beside every change: nothing, refused requests, or these and every look at memories "
+        "of others (default: refusals).",
+    )
+    quota_cubes: int | None = _flag(
+        None,
+        "quota-cubes",
+        "N",
+        _whole(1, 10**9),
+        "Most memories that one user may have; `memos-vllm quota` sets other limits for a user (default: no limit).",
+    )
+    quota_mib: int | None = _flag(
+        None, "quota-mib", "MIB", _whole(1, 10**7), "Most MiB of memories that one user may have (default: no limit)."
+    )
+    quota_rps: float | None = _flag(
+        None,
+        "quota-rps",
+        "N",
+        _rate,
+        "Most requests a second of one user, memory and chat together, in each API server (default: no limit).",
     )
 
     @property

@@ -5,7 +5,8 @@ turn checked messages into tokens. There the caller's memories join the prompt. 
 `kv_transfer_params["prompt_token_ids"]`, vLLM's own door for them, so that tool and reasoning parsers run as ever.
 
 `EngineClient.generate` is where every route meets the engine. There the splice plan is attached to exactly the prompt
-it was made for, and the engine's account of it is read from the outputs and kept from the client.
+it was made for, and the engine's account of it is read from the outputs and kept from the client. There too a turn is
+heard whose user wants memories made of it: what the user said, and the answer.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ import hmac
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
 from anyio import to_thread
 from vllm.exceptions import VLLMClientError
+from vllm.sampling_params import RequestOutputKind
 
 from memos_vllm.cube import MemCube
 from memos_vllm.errors import MemosError
+from memos_vllm.reader import Spoken
 from memos_vllm.server import metrics
 from memos_vllm.server.injection import (
     REPORT_KEY,
@@ -34,14 +39,18 @@ from memos_vllm.server.injection import (
     SplicePrompt,
     current_memory,
 )
-from memos_vllm.server.prompt import Message, Split, Unrenderable, last_user_text
+from memos_vllm.server.prompt import Message, Split, Unrenderable, last_user_text, texts_of
 from memos_vllm.server.rendering import ChatRenderer
 from memos_vllm.server.service import MemoryService
+from memos_vllm.server.turns import turn_keys
+from memos_vllm.server.writing import MemoryForm, Turn, TurnWriter
 
 logger = logging.getLogger(__name__)
 
 ANSWER_RESERVE = 512
 """Tokens of the context that memories leave to the answer."""
+HEARD_CHARS = 8000
+"""Characters of an answer that a reader may look at."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +63,9 @@ class MemoryPrompt:
     messages: list[Message] | None = None
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The memories of a prompt in order: by age when search chose them, else as the request named them."""
-
-    cubes: list[MemCube]
-    chosen_by_search: bool
-
-    def fitting(self, lengths: Sequence[int], room: int) -> slice:
-        """Which of them go into the room; the oldest are left out first, or the ones that were named last."""
-        order = lengths[::-1] if self.chosen_by_search else lengths
-        count = sum(total <= room for total in accumulate(order))
-        return slice(len(lengths) - count, None) if self.chosen_by_search else slice(count)
+def fitting(lengths: Sequence[int], room: int) -> int:
+    """How many memories, from the first, go into the room: leaving out the last keeps the prompt's beginning."""
+    return sum(total <= room for total in accumulate(lengths))
 
 
 class ChatHooks:
@@ -89,9 +89,13 @@ class ChatHooks:
     async def preprocess_chat(self, request: Any, messages: list[Any], **rendering: Any) -> tuple[list[Any], list[Any]]:
         """vLLM's `preprocess_chat`, with memories where the request wants them. Memory trouble never fails a chat."""
         memory = current_memory.get()
-        if memory is None or not memory.wanted:
+        if memory is None or not (memory.wanted or memory.writes):
             return await self._plain_preprocess(request, messages, **rendering)  # type: ignore[no-any-return]
         messages = [_materialised(message) for message in messages]
+        if memory.writes:
+            memory.turn = _heard_turn(memory, request, messages)
+        if not memory.wanted:
+            return await self._plain_preprocess(request, messages, **rendering)  # type: ignore[no-any-return]
         salt = request.cache_salt
         try:
             prompt = await self._compose(memory, request, messages, rendering)
@@ -112,7 +116,11 @@ class ChatHooks:
         """The prompt with the caller's memories; None when there is nothing to say."""
         assert memory.caller is not None
         user, query = memory.caller.user, last_user_text(messages)
-        cubes = await to_thread.run_sync(self._service.choose, user, query) if memory.named is None else [*memory.named]
+        if memory.named is not None:
+            cubes = [*memory.named]
+        else:
+            choose = partial(self._service.choose, user, query, messages=messages, policy=memory.policy)
+            cubes = await to_thread.run_sync(choose)
         if not cubes:
             return None
         try:
@@ -122,8 +130,7 @@ class ChatHooks:
         limit = prompt_limit(request.build_tok_params(self._online_renderer.model_config))
         unspliceable = self._unspliceable(request) or await self._foreign_scaffold(split.scaffold)
         asked = Asked(user, query, unspliceable, memory.repair, self._adapter(request))
-        choice = Choice(cubes, chosen_by_search=memory.named is None)
-        prompt = await to_thread.run_sync(self._as_tokens, asked, choice, messages, split, limit)
+        prompt = await to_thread.run_sync(self._as_tokens, asked, cubes, messages, split, limit)
         if len(prompt.cubes) < len(cubes):
             fall_back(memory, "context-full")
         return prompt if prompt.cubes else None
@@ -156,15 +163,15 @@ class ChatHooks:
         return Adapter(lora.lora_name, lora.lora_path, lora) if lora else None
 
     def _as_tokens(
-        self, asked: Asked, choice: Choice, messages: list[Message], split: Split, limit: int
+        self, asked: Asked, cubes: Sequence[MemCube], messages: list[Message], split: Split, limit: int
     ) -> MemoryPrompt:
         """The prompt as tokens; where the context is too short for all memories, some are left out."""
         service = self._service
         scaffold, pieces = service.prompts.scaffold_ids(split.scaffold), service.cut(asked, messages, split.rest)
         rest = [token for piece in pieces for token in piece.ids]
-        memories = [service.tokens(cube) for cube in choice.cubes]
-        kept = choice.fitting([len(ids) for ids in memories], limit - len(scaffold) - len(rest))
-        cubes, memories = choice.cubes[kept], memories[kept]
+        memories = [service.tokens(cube) for cube in cubes]
+        kept = fitting([len(ids) for ids in memories], limit - len(scaffold) - len(rest))
+        cubes, memories = cubes[:kept], memories[:kept]
         splice = service.splice(asked, cubes, scaffold, memories, pieces)
         token_ids = [*scaffold, *(token for ids in memories for token in ids), *rest]
         return MemoryPrompt(tuple(cubes), splice, token_ids=token_ids)
@@ -191,6 +198,8 @@ class ChatHooks:
         if prompt.splice.fallback:
             fall_back(memory, prompt.splice.fallback)
         self._service.uses.note(cube.id for cube in prompt.cubes)
+        if memory.named is None and memory.caller is not None:
+            self._service.note_turn(memory.caller.user, messages, [cube.id for cube in prompt.cubes])
         metrics.prompts().labels("spliced" if prompt.splice.kv_transfer_params else "text").inc()
         return conversation, inputs
 
@@ -201,16 +210,18 @@ class ChatHooks:
         return hmac.new(self._service.secret, parts.encode(), hashlib.sha256).hexdigest()
 
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> AsyncGenerator[Any, None]:
-        """vLLM's `generate`; observed where the prompt is the one this request's memories went into."""
+        """vLLM's `generate`; observed where this request's memories went into the prompt, or its turn is heard."""
         memory = current_memory.get()
-        if memory is None or not memory.prompt_ids or not _is_prompt(prompt, memory.prompt_ids):
-            return self._plain_generate(prompt, sampling_params, request_id, **options)  # type: ignore[no-any-return]
-        if memory.splice.kv_transfer_params is not None:
+        carries = memory is not None and bool(memory.prompt_ids) and _is_prompt(prompt, memory.prompt_ids)
+        if memory is not None and carries and memory.splice.kv_transfer_params is not None:
             sampling_params = sampling_params.clone()
             params = {"kv_transfer_params": memory.splice.kv_transfer_params}
             sampling_params.extra_args = {**(sampling_params.extra_args or {}), **params}
         outputs = self._plain_generate(prompt, sampling_params, request_id, **options)
-        return observed(memory, outputs)
+        if memory is not None and memory.turn is not None:
+            pieces = sampling_params.output_kind is RequestOutputKind.DELTA
+            outputs, memory.turn = heard(memory.turn, outputs, self._service.turn_writer, pieces=pieces), None
+        return observed(memory, outputs) if memory is not None and carries else outputs
 
 
 async def observed(memory: RequestMemory, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
@@ -221,6 +232,53 @@ async def observed(memory: RequestMemory, outputs: AsyncGenerator[Any, None]) ->
                 memory.report = _report(memory, output)
             output.kv_transfer_params = _without_report(output.kv_transfer_params)
             yield output
+
+
+async def heard(
+    turn: Turn, outputs: AsyncGenerator[Any, None], writer: TurnWriter, *, pieces: bool
+) -> AsyncGenerator[Any, None]:
+    """The engine's outputs; once they end, or the client has gone, the turn is handed on to be written.
+
+    A turn that the engine never began to answer is not: its client was told of an error, and will ask again.
+    pieces: an output holds what is new of the answer; otherwise, all of it so far.
+    """
+    began, answer = False, ""
+    try:
+        async with aclosing(outputs):
+            async for output in outputs:
+                began, answer = True, ((answer if pieces else "") + _first_text(output))[:HEARD_CHARS]
+                yield output
+    finally:
+        if began:
+            spoken = (*turn.spoken, Spoken("assistant", answer)) if answer else turn.spoken
+            writer.submit(replace(turn, spoken=spoken))
+
+
+def _first_text(output: Any) -> str:
+    return next((choice.text for choice in output.outputs if choice.index == 0), "")
+
+
+def _heard_turn(memory: RequestMemory, request: Any, messages: Sequence[Message]) -> Turn | None:
+    """As `_turn`; a conversation that cannot be read makes no memories, and its chat goes on."""
+    try:
+        return _turn(memory, request, messages)
+    except Exception:
+        metrics.turns().labels("failed").inc()
+        logger.exception("a chat turn makes no memories")
+        return None
+
+
+def _turn(memory: RequestMemory, request: Any, messages: Sequence[Message]) -> Turn | None:
+    """What the user has said since the last answer; None where they said nothing, as when a tool has answered."""
+    assert memory.caller is not None
+    last = max((number for number, one in enumerate(messages) if one.get("role") == "assistant"), default=-1)
+    said = ("\n".join(texts_of(message)) for message in messages[last + 1 :] if message.get("role") == "user")
+    spoken = tuple(Spoken("user", text) for text in said if text.strip())
+    if not spoken:
+        return None
+    keys = turn_keys(memory.caller.user, messages)
+    source = memory.conversation or getattr(request, "session_id", None) or f"chat-{keys[0].hex()}"
+    return Turn(memory.caller.user, spoken, MemoryForm(source=source, at=datetime.now(UTC)))
 
 
 def _report(memory: RequestMemory, output: Any) -> EngineReport:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
 from argparse import Namespace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,21 +16,36 @@ from starlette.responses import JSONResponse
 
 from memos_vllm import config as settings
 from memos_vllm.activation.repair import DECOY
-from memos_vllm.errors import MemosError
-from memos_vllm.governance.identity import KeyRing
-from memos_vllm.retrieval.lexical import LexicalOperator
+from memos_vllm.errors import Forbidden, MemosError, QuotaExceeded
+from memos_vllm.governance.directory import Directory
+from memos_vllm.governance.logs import redact_logs
+from memos_vllm.governance.quota import MIB, Limits, RateLimiter
+from memos_vllm.governance.ring import KeyRing
+from memos_vllm.reader import ModelReader, RuleReader
+from memos_vllm.retrieval import MemOperator
+from memos_vllm.retrieval.embedders import QueryEmbedder, make_embedder
+from memos_vllm.retrieval.embedding import EmbeddingWorker
+from memos_vllm.scheduler.lifecycle import Lifecycle
 from memos_vllm.scheduler.plan import MemScheduler
 from memos_vllm.server import metrics
+from memos_vllm.server.ageing import Ageing
+from memos_vllm.server.asking import ServedModel
 from memos_vllm.server.chat import ChatHooks
+from memos_vllm.server.claims import claimed
 from memos_vllm.server.errors import error_response
-from memos_vllm.server.injection import Splicer
+from memos_vllm.server.governed import GovernedOperator
+from memos_vllm.server.injection import Splicer, current_memory
+from memos_vllm.server.mem0_door import Mem0Door
 from memos_vllm.server.middleware import MemoryMiddleware
 from memos_vllm.server.pieces import PieceCutter
+from memos_vllm.server.private import PrivateRequests
 from memos_vllm.server.prompt import PromptBuilder
 from memos_vllm.server.rendering import ChatRenderer
 from memos_vllm.server.routes import router
 from memos_vllm.server.service import MemoryService
+from memos_vllm.server.trail import AccessTrail
 from memos_vllm.server.uses import UseBook
+from memos_vllm.server.writing import MemoryWriter, TurnWriter
 from memos_vllm.vault import Vault
 
 logger = logging.getLogger(__name__)
@@ -48,16 +65,21 @@ class MemosEndpoint:
         app.include_router(router)
         app.add_exception_handler(MemosError, _answer)
         app.add_middleware(MemoryMiddleware)
+        app.add_middleware(Mem0Door)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Open the vault and hook into chat. Raises StartError when memory cannot work as configured."""
         config = settings.from_env()
         if engine_client is None or config.memory_dir is None:
             return
+        redact_logs()
         metrics.create()
         prompts = PromptBuilder(state.online_renderer.renderer.get_tokenizer())
         renderer = ChatRenderer(state.online_renderer, prompts)
         state.memos = await open_service(config, engine_client, prompts, renderer)
+        if config.reader == "model":
+            serving = state.openai_serving_chat
+            state.memos.writer.reader = model_reader(engine_client, serving, state.memos.secret)
         models = state.openai_serving_models
         ChatHooks(state.memos, renderer, state.online_renderer, models, engine_client).install()
         logger.info("memory is on: %s", config.memory_dir)
@@ -68,24 +90,63 @@ async def open_service(
 ) -> MemoryService:
     """Everything one API server needs for memory. Raises StartError."""
     assert config.memory_dir is not None
-    ring = KeyRing.load(config.keys)
     vault = Vault.open(config.memory_dir, max_bytes=config.max_bytes)
-    operator = LexicalOperator(vault)
-    uses = UseBook(vault)
+    directory = govern(vault, config)
+    ring = KeyRing.load(config.keys, directory)
+    embedder = await asyncio.to_thread(make_embedder, config.embedder)
+    operator = GovernedOperator(MemOperator(vault, QueryEmbedder(embedder) if embedder else None))
+    if embedder is not None:
+        EmbeddingWorker(vault, embedder, partial(claimed, vault.path, "embedding")).start()
+    ageing = Ageing(Lifecycle(vault, half_life_days=config.half_life))
+    uses = UseBook(vault, ageing.used)
     uses.start()
     secret = bytes.fromhex(os.environ[SECRET_ENV]) if SECRET_ENV in os.environ else secrets.token_bytes(32)
-    return MemoryService(
+    service = MemoryService(
         vault=vault,
+        directory=directory,
+        limiter=RateLimiter(),
         ring=ring,
         operator=operator,
-        scheduler=MemScheduler(operator, top_k=config.top_k, token_budget=config.token_budget),
+        scheduler=MemScheduler(
+            operator,
+            top_k=config.top_k,
+            token_budget=config.token_budget,
+            policy=config.policy,
+            uses=uses.of,
+            vectors=operator.vectors_of if embedder else None,
+        ),
         prompts=prompts,
         secret=secret,
         uses=uses,
         cutter=PieceCutter(prompts, secret),
         splicer=_splicer(config, engine_client, vault, secret, uses, prompts) if config.splice else None,
         scaffold=await renderer.usual_scaffold(),
+        mode=config.mode,
     )
+    if service.splicer is not None:
+        ageing.forget = service.splicer.forget
+    ageing.start()
+    service.trail = AccessTrail(vault, config.audit)
+    service.trail.start()
+    service.writer = MemoryWriter(service, RuleReader())
+    service.turn_writer = TurnWriter(service.writer)
+    service.turn_writer.start()
+    return service
+
+
+def model_reader(engine_client: Any, serving_chat: Any, secret: bytes) -> ModelReader:
+    """The reader that asks the served model. `engine_client` must not be hooked into yet."""
+    ask = ServedModel(serving_chat, PrivateRequests(engine_client, secret).has_room, secret)
+    return ModelReader(ask, lambda cause: metrics.reader_fallbacks().labels(cause).inc(), max_chars=ask.max_chars)
+
+
+def govern(vault: Vault, config: settings.MemoryConfig) -> Directory:
+    """The rules of a vault, read, with its quotas in force. Raises VaultUnavailable."""
+    size = None if config.quota_mib is None else config.quota_mib * MIB
+    directory = Directory(vault, Limits(config.quota_cubes, size, config.quota_rps))
+    directory.refresh()
+    vault.quota_guard = directory.check_quota
+    return directory
 
 
 def _splicer(
@@ -103,4 +164,10 @@ def _splicer(
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MemosError)
+    memory = current_memory.get()
+    user = memory.caller.user if memory is not None and memory.caller is not None else ""
+    if isinstance(error, Forbidden):
+        request.app.state.memos.trail.note(user, "refuse", target=request.path_params.get("memory_id", ""))
+    if isinstance(error, QuotaExceeded) and error.owner != user:
+        error = error.for_others()
     return error_response(error)

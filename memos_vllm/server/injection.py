@@ -18,11 +18,13 @@ from memos_vllm.governance.identity import Caller
 
 if TYPE_CHECKING:
     from memos_vllm.server.pieces import Piece
+    from memos_vllm.server.writing import Turn
 
 REPORT_KEY = "memos"
 """Our key in the `kv_transfer_params` of a `RequestOutput`: the engine's account of a splice."""
 
-Mode = Literal["off", "read"]
+Mode = Literal["read", "write", "readwrite", "off"]
+"""What a chat does with its user's memory: put memories into the prompt, make new ones of the turn, both, neither."""
 
 
 @dataclass(frozen=True)
@@ -162,15 +164,20 @@ class EngineReport:
 class RequestMemory:
     """The memory side of one HTTP request. `caller` None: the request is plain vLLM's.
 
-    `repair`: the request's own repair policy, or `off` for memories as text; None: the server's.
+    `repair`: the request's own repair policy, or `off` for memories as text; `policy`: its own policy of choosing
+    memories; None: the server's.
     `named`: the cubes that the request chose itself, in its order; None: search chooses.
+    `conversation`: what the request calls its conversation; `turn`: what its user said, until the engine answers.
     """
 
     caller: Caller | None = None
     mode: Mode = "read"
     carries_memory: bool = False
     repair: str | None = None
+    policy: str | None = None
     named: tuple[MemCube, ...] | None = None
+    conversation: str = ""
+    turn: Turn | None = None
     client_salt: str | None = None
     cubes: tuple[MemCube, ...] = ()
     prompt_ids: list[int] = field(default_factory=list)
@@ -180,7 +187,14 @@ class RequestMemory:
 
     @property
     def wanted(self) -> bool:
-        return self.carries_memory and self.caller is not None and self.mode == "read"
+        """Whether memories are to enter the prompt."""
+        return self.carries_memory and self.caller is not None and self.mode in ("read", "readwrite")
+
+    @property
+    def writes(self) -> bool:
+        """Whether memories are to be made of the turn: asked for, and allowed to the key."""
+        asked = self.carries_memory and self.mode in ("write", "readwrite")
+        return asked and self.caller is not None and self.caller.may("write")
 
     @property
     def awaits_engine(self) -> bool:

@@ -65,8 +65,68 @@ def promotions() -> Counter:
 
 @cache
 def demotions() -> Counter:
-    """K/V that are text again, by cause: `gone` from disk, `idle` for long, `superseded` by an update, `deleted`."""
+    """K/V that are text again, by cause: `gone` from disk, `idle` for long, `superseded` by an update, `deleted`,
+    `asleep` with a memory that was archived or has expired.
+    """
     return Counter("memos_demotions", "K/V that are text again", ["cause"])
+
+
+@cache
+def transitions() -> Counter:
+    """Memories that the lifecycle gave another state: `activated` by a use, `archived` by fading, `expired`."""
+    return Counter("memos_transitions", "Memories that the lifecycle gave another state", ["state"])
+
+
+@cache
+def swept() -> Counter:
+    """Memories that sweeps of the lifecycle looked at."""
+    return Counter("memos_swept", "Memories that sweeps of the lifecycle looked at")
+
+
+@cache
+def sweep_seconds() -> Histogram:
+    """Time of one step of a sweep, a rest between two of them not counted."""
+    return Histogram("memos_sweep_seconds", "Time of one step of a lifecycle sweep", buckets=_SEARCH_SECONDS)
+
+
+@cache
+def planned() -> Counter:
+    """Prompts whose memories were chosen, by policy."""
+    return Counter("memos_planned", "Prompts whose memories were chosen", ["policy"])
+
+
+@cache
+def turn_memories() -> Counter:
+    """Memories of a conversation's turn before, by what became of them: `kept` in their place, or `left`."""
+    return Counter("memos_turn_memories", "Memories of a conversation's turn before", ["outcome"])
+
+
+@cache
+def turns() -> Counter:
+    """Chat turns that memories were to be made of, by outcome.
+
+    `written`; `nothing` new in it; `dropped`, for too many waited or the server stopped; `failed`; `forgotten` by their
+    user before they were written.
+    """
+    return Counter("memos_turns", "Chat turns that memories were to be made of", ["outcome"])
+
+
+@cache
+def turns_waiting() -> Gauge:
+    """Chat turns of which no memories are made yet."""
+    return Gauge("memos_turns_waiting", "Chat turns of which no memories are made yet", multiprocess_mode="livesum")
+
+
+@cache
+def memories_written() -> Counter:
+    """What readers found in messages, by what became of it: `add`, `update`, or `none` where it was known."""
+    return Counter("memos_memories_written", "What readers found in messages", ["event"])
+
+
+@cache
+def reader_fallbacks() -> Counter:
+    """Conversations that rules read in the model's place, by cause."""
+    return Counter("memos_reader_fallbacks", "Conversations that rules read in the model's place", ["cause"])
 
 
 def engine_loads(registry: CollectorRegistry = REGISTRY) -> tuple[float, float, float]:
@@ -83,6 +143,8 @@ def engine_loads(registry: CollectorRegistry = REGISTRY) -> tuple[float, float, 
 ALL: tuple[Callable[[], Any], ...] = (
     *(fallbacks, prompts, prompt_tokens, search_seconds),
     *(captures, capture_seconds, captures_waiting, promotions, demotions),
+    *(transitions, swept, sweep_seconds, planned, turn_memories),
+    *(turns, turns_waiting, memories_written, reader_fallbacks),
 )
 
 

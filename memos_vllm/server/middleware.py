@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast, get_args
 
 from anyio import to_thread
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
@@ -16,10 +17,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memos_vllm.activation.repair import parse_policy
 from memos_vllm.cube import MemCube
-from memos_vllm.errors import BadInput, Conflict, MemosError
-from memos_vllm.governance.identity import Caller, resolve
+from memos_vllm.errors import BadInput, Conflict, Forbidden, MemosError
+from memos_vllm.governance.identity import NOBODY, Bearer, Caller, caller_of
+from memos_vllm.scheduler.policies import policy_named
 from memos_vllm.server.errors import error_response
-from memos_vllm.server.injection import RequestMemory, current_memory
+from memos_vllm.server.injection import Mode, RequestMemory, current_memory
 from memos_vllm.server.service import MemoryService
 
 OPEN_PATHS = frozenset(
@@ -29,6 +31,12 @@ MEMORY_PATHS = frozenset(("/v1/chat/completions", "/v1/messages", "/v1/responses
 """Routes whose prompts carry memories."""
 
 SEARCH_PATHS = frozenset(("/v1/memories/search", "/v1/search"))
+
+OUR_PREFIXES = ("/v1/memories", "/v1/search", "/v1/snapshots", "/v1/pipelines", "/v1/audit", "/v1/me")
+READING = frozenset(("search", "plan", "verify"))
+"""Last parts of our paths whose POST changes nothing."""
+
+MODES: tuple[str, ...] = get_args(Mode)
 
 WEIGHT_PATHS = frozenset(
     (
@@ -44,6 +52,9 @@ clear.
 
 MAX_HELD = 16
 """Messages of an answer that may wait for the engine's report."""
+
+MAX_CONVERSATION = 128
+"""Characters of a conversation's name."""
 
 MAX_NAMED = 64
 """Cubes that a request may name itself."""
@@ -63,13 +74,17 @@ class MemoryMiddleware:
         if service is None or path_of(scope) in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, bearer = Headers(scope=scope), NOBODY
         try:
-            service.ring.user_of(api_key(headers))  # strangers are refused before their body is read
+            if service.directory.is_stale():
+                await to_thread.run_sync(service.directory.refresh)
+            bearer = service.ring.bearer(api_key(headers))  # strangers are refused before their body is read
             _refuse_new_weights(service, path_of(scope))
             body, receive = await _buffered(scope, headers, receive)
-            memory = await open_memory(service, scope, headers, body)
+            memory = await open_memory(service, scope, headers, body, bearer)
         except MemosError as error:
+            if isinstance(error, Forbidden):
+                service.trail.note(bearer.user, "refuse")
             await _refuse(error, scope, receive, send)
             return
         token = current_memory.set(memory)
@@ -113,31 +128,84 @@ def path_of(scope: Scope) -> str:
     return str(scope["path"].removeprefix(scope.get("root_path", "")))
 
 
-async def open_memory(service: MemoryService, scope: Scope, headers: Headers, body: bytes) -> RequestMemory:
-    """The memory side of a request. Raises Unauthorized, Forbidden, NotFound and BadInput."""
+async def open_memory(
+    service: MemoryService, scope: Scope, headers: Headers, body: bytes, bearer: Bearer
+) -> RequestMemory:
+    """The memory side of a request. Raises Forbidden, RateLimited, NotFound and BadInput."""
     path, fields = path_of(scope), await _fields(body)
-    caller = resolve(
-        service.ring,
-        bearer=api_key(headers),
-        header_user=_header_user(headers),
-        body_user=_claimed_user(path, QueryParams(scope.get("query_string", b"")), fields),
-    )
+    caller = _caller(service, path, headers, QueryParams(scope.get("query_string", b"")), fields, bearer)
+    if caller is not None:
+        service.limiter.take(caller.user, service.directory.limits_of(caller.user).rps)
+        _refuse_writes(caller, scope.get("method", ""), path)
     _refuse_transfer_params(fields)
-    mode = headers.get("x-memos-mode", "read")
-    if mode not in ("off", "read"):
-        raise BadInput(f"x-memos-mode is {mode[:32]!r}; send 'read' or 'off'.")
+    mode = _mode(headers, fields, service.mode)
+    if caller is not None and mode != service.mode and mode in ("write", "readwrite"):
+        _require_writer(caller)
     repair = headers.get("x-memos-repair")
     if repair is not None and repair != "off":
         parse_policy(repair)
+    policy = headers.get("x-memos-policy")
+    if policy is not None:
+        policy_named(policy)
     carries = path in MEMORY_PATHS
     named = headers.get("x-memos-cubes") if carries and caller is not None else None
     return RequestMemory(
         caller=caller,
-        mode=mode,  # type: ignore[arg-type]
+        mode=mode,
         carries_memory=carries,
         repair=repair,
+        policy=policy,
         named=await to_thread.run_sync(_named, service, caller, named) if caller and named else None,
+        conversation=_conversation(headers, fields) if carries else "",
     )
+
+
+def _caller(
+    service: MemoryService,
+    path: str,
+    headers: Headers,
+    query: QueryParams,
+    fields: Mapping[str, Any],
+    bearer: Bearer,
+) -> Caller | None:
+    """Who is calling, with their groups; None for a request that names nobody. Raises Forbidden, BadInput."""
+    caller = caller_of(bearer, header_user=_header_user(headers), body_user=_claimed_user(path, query, fields))
+    return None if caller is None else replace(caller, groups=service.directory.groups_of(caller.user))
+
+
+def _mode(headers: Headers, fields: Mapping[str, Any], default: Mode) -> Mode:
+    """What the request wants of memory: header, then the body's `memory.mode`, then the server's. Raises BadInput."""
+    options = fields.get("memory")
+    mode = headers.get("x-memos-mode") or (options.get("mode") if isinstance(options, dict) else None) or default
+    if mode not in MODES:
+        raise BadInput(f"The memory mode is {str(mode)[:32]!r}; it is one of {', '.join(MODES)}.")
+    return cast(Mode, mode)
+
+
+def _conversation(headers: Headers, fields: Mapping[str, Any]) -> str:
+    """What the request calls its conversation: header, then the body's `memory.run_id`. Raises BadInput."""
+    options = fields.get("memory")
+    name = headers.get("x-memos-run-id") or (options.get("run_id") if isinstance(options, dict) else None) or ""
+    if not isinstance(name, str) or len(name) > MAX_CONVERSATION:
+        raise BadInput(f"The run id of a conversation is a text of {MAX_CONVERSATION} characters at most.")
+    return name
+
+
+def _refuse_writes(caller: Caller, method: str, path: str) -> None:
+    """Keep keys that may only read from the routes that write. Raises Forbidden."""
+    if writes_memory(method, path):
+        _require_writer(caller)
+
+
+def _require_writer(caller: Caller) -> None:
+    if not caller.may("write"):
+        raise Forbidden("This API key may only read memories; use one of a member or an admin.")
+
+
+def writes_memory(method: str, path: str) -> bool:
+    """Whether a request to one of our routes changes something."""
+    ours = any(path == prefix or path.startswith(f"{prefix}/") for prefix in OUR_PREFIXES)
+    return ours and method not in ("GET", "HEAD", "OPTIONS") and path.rstrip("/").rpartition("/")[2] not in READING
 
 
 def _refuse_new_weights(service: MemoryService, path: str) -> None:
@@ -158,11 +226,11 @@ def _named(service: MemoryService, caller: Caller, ids: str) -> tuple[MemCube, .
 
 
 def api_key(headers: Headers) -> str | None:
-    """The key of `x-api-key` (Anthropic clients) or of `Authorization: Bearer`."""
+    """The key of `x-api-key` (Anthropic clients) or of `Authorization: Bearer`, which mem0's client calls `Token`."""
     if key := headers.get("x-api-key"):
         return key
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
+    return token.strip() or None if scheme.lower() in ("bearer", "token") else None
 
 
 def _header_user(headers: Headers) -> str | None:

@@ -16,7 +16,8 @@ from memos_vllm.activation.policies import parse_eviction
 from memos_vllm.activation.repair import parse_policy
 from memos_vllm.config import FLAGS, MemoryConfig
 from memos_vllm.errors import BadInput, StartError
-from memos_vllm.governance.identity import KeyRing
+from memos_vllm.governance.ring import KeyRing
+from memos_vllm.retrieval.embedders import check_embedder
 from memos_vllm.vault import Vault
 
 BYPASSES = {
@@ -78,6 +79,7 @@ def check_start(memory: MemoryConfig, given: Collection[str]) -> None:
             parse(getattr(memory, name))
         except BadInput as error:
             raise StartError(f"{FLAGS[name].option}: {error}") from None
+    check_embedder(memory.embedder)
     KeyRing.load(memory.keys)
     with Vault.open(memory.memory_dir, max_bytes=memory.max_bytes) as vault:
         _refuse_full(memory.memory_dir, vault.stats()["used_bytes"], memory.max_bytes)

@@ -4,32 +4,61 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
-from memos_vllm.cube import MemCube, Plaintext
+from memos_vllm.cube import MemCube, Plaintext, State, is_id
 from memos_vllm.errors import BadInput, MemosError, NotFound
-from memos_vllm.governance.acl import may_read
-from memos_vllm.governance.identity import KeyRing
-from memos_vllm.retrieval.base import Operator
-from memos_vllm.scheduler.plan import MemScheduler
+from memos_vllm.governance.acl import Purpose, may_read
+from memos_vllm.governance.directory import Directory
+from memos_vllm.governance.identity import Caller
+from memos_vllm.governance.quota import RateLimiter
+from memos_vllm.governance.ring import KeyRing
+from memos_vllm.reader import call_of
+from memos_vllm.retrieval.base import Hit, Operator
+from memos_vllm.scheduler.form import Shape, plain_form
+from memos_vllm.scheduler.lifecycle import drop_kv_of
+from memos_vllm.scheduler.order import Turns
+from memos_vllm.scheduler.plan import Call, MemoryPlan, MemScheduler
+from memos_vllm.scheduler.recall import recall
 from memos_vllm.server import metrics
-from memos_vllm.server.injection import ActivationState, Asked, Spans, SplicePrompt, Splicer
+from memos_vllm.server.injection import (
+    ActivationState,
+    Asked,
+    Mode,
+    Spans,
+    SplicePrompt,
+    Splicer,
+    current_memory,
+)
 from memos_vllm.server.pieces import Piece, PieceCutter
 from memos_vllm.server.prompt import Message, PromptBuilder
+from memos_vllm.server.trail import AccessTrail
+from memos_vllm.server.turns import turn_keys
 from memos_vllm.server.uses import UseBook
-from memos_vllm.vault import Vault
+from memos_vllm.server.writing import MemoryWriter, TurnWriter
+from memos_vllm.vault import ForgetReport, Restored, Vault
+from memos_vllm.vault.pipeline import AddStep, DeleteStep, MergeStep, Permit, Step
+from memos_vllm.vault.states import HOT
 
 logger = logging.getLogger(__name__)
+
+MAX_RECALLED = 1000
+"""Archived memories that one search looks through for those that the caller's key is cleared for."""
 
 
 @dataclass
 class MemoryService:
     """Vault, identity, search, prompts and (where splicing is on) the splicer. Its methods block: call them in threads.
 
-    `secret` keys cache salts and splice plans; the engine and every API server of one start share it.
+    `secret` keys cache salts and splice plans; the engine and every API server of one start share it. `mode`: what a
+    chat does with memory where its request does not say.
     """
 
     vault: Vault
+    directory: Directory
+    limiter: RateLimiter
     ring: KeyRing
     operator: Operator
     scheduler: MemScheduler
@@ -39,34 +68,149 @@ class MemoryService:
     cutter: PieceCutter
     splicer: Splicer | None = None
     scaffold: str | None = None
+    mode: Mode = "read"
+    trail: AccessTrail = field(init=False)
+    turns: Turns = field(default_factory=Turns)
+    writer: MemoryWriter = field(init=False)
+    turn_writer: TurnWriter = field(init=False)
 
-    def choose(self, user: str, query: str) -> list[MemCube]:
-        """The memories for a prompt, in prompt order. Raises MemosError."""
+    def caller(self, user: str) -> Caller:
+        """The request's caller, where that is this user; else the user with their groups, as nobody's request."""
+        memory = current_memory.get()
+        if memory is not None and memory.caller is not None and memory.caller.user == user:
+            return memory.caller
+        return Caller(user, bound=False, groups=self.directory.groups_of(user))
+
+    def principals(self, user: str) -> tuple[str, ...]:
+        """The user and their groups, as rights may be granted to them."""
+        return self.caller(user).principals
+
+    def search(self, user: str, query: str, *, top_k: int, **options: Any) -> list[Hit]:
+        """The memories that fit a query best, among all that the user may read. Raises MemosError."""
+        hits = self.operator.search(self.principals(user), query, top_k=top_k, **options)
+        for hit in hits:
+            self.trail.note(user, "search", target=hit.cube.id, owner=hit.cube.owner)
+        return hits
+
+    def listed(self, user: str, owner: str, *, limit: int | None = None, after: str = "") -> list[MemCube]:
+        """The cubes of an owner, the user or their group, that the user's key is cleared for, oldest first."""
+        found: list[MemCube] = []
+        while limit is None or len(found) < limit:
+            page = self.vault.list(owner, limit=limit, after=after)
+            found += self.cleared(user, page)
+            if limit is None or len(page) < limit:
+                break
+            after = page[-1].id
+        return found[:limit]
+
+    def cleared(self, user: str, cubes: Sequence[MemCube]) -> list[MemCube]:
+        """Those of the cubes that the user's key is cleared for."""
+        context = self.caller(user).context("api")
+        return [cube for cube in cubes if context.covers(cube)]
+
+    def add(self, cubes: Sequence[MemCube], *, actor: str) -> list[MemCube]:
+        """Store new memories, all or none, and have them captured. Raises MemosError."""
+        stored = self.vault.add(cubes, actor=actor)
+        self.written(stored)
+        return stored
+
+    def choose(
+        self, user: str, query: str, *, messages: Sequence[Message] = (), policy: str | None = None
+    ) -> list[MemCube]:
+        """The memories for a prompt, in prompt order. messages: the conversation's; `query` is its last question.
+
+        Raises MemosError.
+        """
         with metrics.search_seconds().time():
-            return self.scheduler.choose(user, query, lambda cube: len(self.tokens(cube)))
+            before = self._before(user, messages)
+            call = call_of(query, user, datetime.now(UTC))
+            plan = self.scheduler.plan(call, self._count, policy=policy, before=before)
+        metrics.planned().labels(plan.policy).inc()
+        stayed = {cube.id for cube in plan.cubes} & {cube.id for cube in before}
+        metrics.turn_memories().labels("kept").inc(len(stayed))
+        metrics.turn_memories().labels("left").inc(len(before) - len(stayed))
+        return plan.cubes
+
+    def plan(self, call: Call, *, messages: Sequence[Message] = (), policy: str | None = None) -> MemoryPlan:
+        """What `choose` would choose, in which form, and why; asking changes nothing. Raises MemosError."""
+        before = self._before(call.caller, messages)
+        return self.scheduler.plan(call, self._count, policy=policy, before=before, forms=self.forms)
+
+    def note_turn(self, user: str, messages: Sequence[Message], cube_ids: Sequence[str]) -> None:
+        """A conversation's prompt was given these memories, in this order: its next turn goes on with them."""
+        if keys := turn_keys(user, messages):
+            self.turns.note(keys[-1], user, cube_ids)
+
+    def forms(self, cubes: Sequence[MemCube]) -> list[Shape]:
+        """In which form each cube would enter a usual chat's prompt, and why. Raises MemosError."""
+        states = self.activation(cubes)
+        return [form_of(state) if state else plain_form(cube) for cube, state in zip(cubes, states, strict=True)]
+
+    def counted(self, cubes: Sequence[MemCube]) -> list[MemCube]:
+        """The cubes with their uses in their headers, as they are shown. Raises VaultUnavailable."""
+        return self.uses.shown(cubes)
+
+    def recall(self, user: str, query: str, *, top_k: int) -> list[Hit]:
+        """Those of the user's own archived memories that fit a query; none comes back by it. Raises MemosError."""
+        caller = self.caller(user)
+        hits = recall(self.vault, user, query, top_k=MAX_RECALLED)
+        return [hit for hit in hits if may_read(hit.cube, user, caller.context("api"))][:top_k]
+
+    def transition(self, cube_id: str, state: State, *, actor: str) -> MemCube:
+        """Give a cube another state: K/V of one that enters no prompts any more go, one that does again is captured.
+
+        Raises NotFound; Conflict where that state cannot follow.
+        """
+        cube = self.vault.transition(cube_id, state, actor=actor)
+        if state in HOT:
+            self.uses.note([cube.id])  # it would fade again at the next sweep
+            self.written([cube])
+        elif state != "frozen":
+            self._forget(drop_kv_of(self.vault, [cube]), "asleep")
+        return cube
+
+    def _before(self, user: str, messages: Sequence[Message]) -> list[MemCube]:
+        """What the conversation's turn before was given, as far as it may still enter the user's prompts."""
+        found = []
+        for cube_id in self.turns.before(turn_keys(user, messages)):
+            try:
+                found.append(self.readable(user, cube_id, "prompt"))
+            except NotFound:
+                continue
+        return [cube for cube in found if cube.owner == user]
+
+    def _count(self, cube: MemCube) -> int:
+        return len(self.tokens(cube))
 
     def tokens(self, cube: MemCube) -> tuple[int, ...]:
         """A cube's tokens in a prompt. Raises NotPlaintext."""
         return self.prompts.memory_ids(cube.text, cube.owner)
 
-    def readable(self, user: str, memory_id: str) -> MemCube:
+    def readable(self, user: str, memory_id: str, purpose: Purpose = "api") -> MemCube:
         """The memory, if the user may read it. Raises NotFound alike for a missing and for a private one."""
         missing = NotFound(f"There is no memory {memory_id[:64]!r} that you may read.")
         try:
             cube = self.vault.get(memory_id)
         except (NotFound, BadInput):
             raise missing from None
-        if not may_read(cube, user):
+        caller = self.caller(user)
+        if not may_read(cube, caller.principals, caller.context(purpose)):
             raise missing
+        self.trail.note(user, "prompt" if purpose == "prompt" else "read", target=cube.id, owner=cube.owner)
         return cube
 
     def named(self, user: str, memory_ids: Sequence[str]) -> tuple[MemCube, ...]:
-        """The memories that a request wants in its prompt. Raises NotFound; an expired one is as good as gone."""
-        cubes = tuple(self.readable(user, memory_id) for memory_id in dict.fromkeys(memory_ids))
-        for cube in cubes:
-            if cube.expired():
-                raise NotFound(f"Memory {cube.id!r} has expired.")
-        return cubes
+        """The memories that a request wants in its prompt. Raises NotFound; an expired one is as good as gone.
+
+        The user's own archived ones may be named: they are brought back by the use.
+        """
+        return tuple(self._nameable(user, memory_id) for memory_id in dict.fromkeys(memory_ids))
+
+    def _nameable(self, user: str, memory_id: str) -> MemCube:
+        cube = self.readable(user, memory_id)
+        if cube.owner == user and cube.header.state == "archived" and not cube.expired():
+            return cube
+        return self.readable(user, memory_id, "prompt")
 
     def cut(self, asked: Asked, messages: Sequence[Message], rest: str) -> list[Piece]:
         """The tokens of a prompt's text after the memories, cut at what its caller sends often."""
@@ -130,8 +274,48 @@ class MemoryService:
         count, keys = self.vault.delete_owner(owner, actor=owner)
         self._forget(keys, "deleted", owner)
         self.prompts.forget(owner)
+        self.turns.forget(owner)
+        self.turn_writer.forget(owner)
         self.cutter.forget(owner)
         return count
+
+    def pipeline(self, steps: Sequence[Step], actor: str, permit: Permit | None = None) -> list[MemCube]:
+        """Apply steps in their order, all or none; K/V of what changed go. One cube a step. Raises MemosError.
+
+        permit: asked inside the transaction with each cube that a step touches; it raises what forbids the step.
+        """
+        named = {cube_id for step in steps for cube_id in _ids_in(step) if is_id(cube_id)}
+        before = {record.key for cube_id in named for record in self.vault.kv_of(cube_id)}
+        cubes = self.vault.pipeline(steps, actor=actor, permit=permit)
+        self._forget({key for key in before if self.vault.get_kv(key) is None}, "superseded")
+        gone = {cube.id for cube, step in zip(cubes, steps, strict=True) if isinstance(step, DeleteStep)}
+        self.written([cube for cube in cubes if cube.id not in gone and cube.header.state in HOT])
+        return cubes
+
+    def restore(self, owner: str, name: str, actor: str) -> Restored:
+        """Bring an owner's cubes back to a snapshot; K/V of other texts go. Raises MemosError.
+
+        Returns what the actor's key is cleared for.
+        """
+        before = {record.key for record in self.vault.iter_kv() if record.owner == owner}
+        restored = self.vault.restore_snapshot(owner, name, actor=actor)
+        self._forget({key for key in before if self.vault.get_kv(key) is None}, "superseded")
+        self.written([*restored.changed, *restored.revived])
+        changed, revived, archived = (
+            self.cleared(actor, cubes) for cubes in (restored.changed, restored.revived, restored.archived)
+        )
+        return Restored(changed, revived, archived, restored.unchanged)
+
+    def forget_user(self, user: str) -> tuple[ForgetReport, dict[str, int]]:
+        """Delete everything about a user, and count what still tells of them: nothing. Raises MemosError."""
+        with self.trail.forgetting(user):
+            report = self.vault.forget(user, actor=user)
+        self._forget(report.kv_keys, "deleted", user)
+        self.prompts.forget(user)
+        self.turns.forget(user)
+        self.turn_writer.forget(user)
+        self.cutter.forget(user)
+        return report, self.vault.traces_of(user)
 
     def pin(self, cube_id: str, pinned: bool) -> MemCube:
         """Pin a cube: its K/V are made at once and are not evicted. Or let it go. Raises MemosError."""
@@ -156,3 +340,17 @@ class MemoryService:
         metrics.demotions().labels(cause).inc(len(kv_keys))
         if self.splicer is not None:
             self.splicer.forget([*kv_keys], owner)
+
+
+def form_of(state: ActivationState) -> Shape:
+    """The form that an activation state stands for."""
+    if state.state == "kv":
+        return Shape("kv", state.reason)
+    return Shape("text", f"{state.reason}, being captured" if state.state == "building" else state.reason)
+
+
+def _ids_in(step: Step) -> Sequence[str]:
+    """The cubes that a step names."""
+    if isinstance(step, AddStep):
+        return ()
+    return step.ids if isinstance(step, MergeStep) else (step.id,)

@@ -7,13 +7,17 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from memos_vllm.cube import MemCube
 from memos_vllm.errors import MemosError
+from memos_vllm.scheduler.clock import stamp_of
 
 if TYPE_CHECKING:
-    from memos_vllm.vault import Vault
+    from memos_vllm.vault import Uses, Vault
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +28,13 @@ MAX_PENDING = 10_000
 
 
 class UseBook:
-    """The uses of one API server's prompts. Thread-safe."""
+    """The uses of one API server's prompts. Thread-safe.
 
-    def __init__(self, vault: Vault) -> None:
-        self.vault = vault
+    written: told the cubes whose uses have just been written; it may raise MemosError.
+    """
+
+    def __init__(self, vault: Vault, written: Callable[[Collection[str]], object] = lambda ids: None) -> None:
+        self.vault, self.written = vault, written
         self._pending: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -43,17 +50,26 @@ class UseBook:
                 if cube_id in self._pending or len(self._pending) < MAX_PENDING:
                     self._pending[cube_id] += 1
 
-    def heats(self, cube_ids: Iterable[str]) -> dict[str, float]:
-        """Decayed uses by id, those that still wait included. Raises VaultUnavailable."""
+    def of(self, cube_ids: Iterable[str]) -> dict[str, Uses]:
+        """Uses by id, those that still wait included. Raises VaultUnavailable."""
         now, stored = time.time(), self.vault.uses_of(cube_ids)
         with self._lock:
-            return {cube_id: held.heat_at(now) + self._pending[cube_id] for cube_id, held in stored.items()}
+            waiting = {cube_id: self._pending[cube_id] for cube_id in stored if cube_id in self._pending}
+        return stored | {cube_id: stored[cube_id].more(count, now) for cube_id, count in waiting.items()}
+
+    def heats(self, cube_ids: Iterable[str]) -> dict[str, float]:
+        """Decayed uses by id. Raises VaultUnavailable."""
+        now = time.time()
+        return {cube_id: held.heat_at(now) for cube_id, held in self.of(cube_ids).items()}
 
     def counts(self, cube_ids: Iterable[str]) -> dict[str, int]:
         """All uses by id. Raises VaultUnavailable."""
-        stored = self.vault.uses_of(cube_ids)
-        with self._lock:
-            return {cube_id: held.count + self._pending[cube_id] for cube_id, held in stored.items()}
+        return {cube_id: held.count for cube_id, held in self.of(cube_ids).items()}
+
+    def shown(self, cubes: Sequence[MemCube]) -> list[MemCube]:
+        """The cubes with their uses, which are stored beside them, in their headers. Raises VaultUnavailable."""
+        uses = self.of([cube.id for cube in cubes])
+        return [_with_uses(cube, uses[cube.id]) for cube in cubes]
 
     def flush(self) -> None:
         """Write what waits. Raises MemosError; then it waits on."""
@@ -67,6 +83,7 @@ class UseBook:
             with self._lock:
                 self._pending.update(taken)
             raise
+        self.written(taken)
 
     async def _run(self) -> None:
         while True:
@@ -74,4 +91,9 @@ class UseBook:
             try:
                 await asyncio.to_thread(self.flush)
             except MemosError as error:
-                logger.warning("uses of memories are not written yet: %s", error)
+                logger.warning("uses of memories are not taken in for now: %s", error)
+
+
+def _with_uses(cube: MemCube, uses: Uses) -> MemCube:
+    last = stamp_of(uses.at) if uses.count else ""
+    return MemCube(msgspec.structs.replace(cube.header, accesses=uses.count, last_access=last), cube.payload)

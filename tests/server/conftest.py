@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,10 @@ import memos_vllm
 MODEL_NAME = "tiny"
 START_TIMEOUT = 300.0
 """Seconds; a start on two busy cores takes one to two minutes."""
+
+SERVE = ("-m", "memos_vllm.cli", "serve")
+API_ONLY = (str(Path(__file__).with_name("api_server.py")),)
+"""The same server without its engine: up in seconds, for tests of the memory routes."""
 
 KEYS = {"maya": "sk-maya", "tom": "sk-tom"}
 SERVICE_KEY = "sk-service"
@@ -64,11 +68,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(folder: Path, *flags: str, environ: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """`memos-vllm serve` on the test model, with its log in `folder/server.log`."""
+def running_server(
+    folder: Path, *flags: str, environ: Mapping[str, str] | None = None, program: Sequence[str] = SERVE
+) -> Iterator[Server]:
+    """`memos-vllm serve` on the test model, or another program like it, with its log in `folder/server.log`."""
     port, memory_dir, log = free_port(), folder / "memory", folder / "server.log"
     command = [
-        *(sys.executable, "-m", "memos_vllm.cli", "serve", str(model_path())),
+        *(sys.executable, *program, str(model_path())),
         *("--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)),
         *("--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
@@ -112,6 +118,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def key_file(folder: Path) -> Path:
+    """A key file with a key for each of two users and a service key."""
+    path = folder / "keys.toml"
+    bound = [f'[[key]]\nkey = "{key}"\nuser = "{user}"\n' for user, key in KEYS.items()]
+    path.write_text("\n".join([*bound, f'[[key]]\nkey = "{SERVICE_KEY}"\n']))
+    return path
+
+
 @pytest.fixture(scope="session")
 def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server without keys that puts memories into prompts as text."""
@@ -123,10 +137,22 @@ def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a key for each of two users and a service key; memories are spliced, however short they are."""
     folder = tmp_path_factory.mktemp("keyed")
-    keys = folder / "keys.toml"
-    bound = [f'[[key]]\nkey = "{key}"\nuser = "{user}"\n' for user, key in KEYS.items()]
-    keys.write_text("\n".join([*bound, f'[[key]]\nkey = "{SERVICE_KEY}"\n']))
-    with running_server(folder, "--memory-keys", str(keys), "--memory-promote", "all") as server:
+    with running_server(folder, "--memory-keys", str(key_file(folder)), "--memory-promote", "all") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def open_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The memory routes of a server without keys and without engine."""
+    with running_server(tmp_path_factory.mktemp("open-api"), program=API_ONLY) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def keyed_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The memory routes of a server with a key for each of two users and a service key, without engine."""
+    folder = tmp_path_factory.mktemp("keyed-api")
+    with running_server(folder, "--memory-keys", str(key_file(folder)), program=API_ONLY) as server:
         yield server
 
 

@@ -260,7 +260,7 @@ def test_kv_transfer_params_are_the_servers_alone(open_server: Server, path: str
 def test_a_damaged_memory_does_not_break_the_chat(open_server: Server, user: str, other: str) -> None:
     (memory,) = open_server.remember(user, "My favourite tea is oolong.")
     open_server.remember(other, "My favourite tea is chai.")
-    with lmdb.open(str(open_server.memory_dir / "vault"), map_size=1 << 30, max_dbs=16) as vault:
+    with lmdb.open(str(open_server.memory_dir / "vault"), map_size=1 << 30, max_dbs=64) as vault:
         cubes = vault.open_db(b"cubes", create=False)
         with vault.begin(cubes, write=True) as change:
             assert change.replace(bytes.fromhex(memory), b"damaged")

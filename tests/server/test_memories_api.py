@@ -8,14 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.conftest import Server
+from tests.server.conftest import KEYS, SERVICE_KEY, Server
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture
-def client(open_server: Server) -> Iterator[httpx.Client]:
-    with open_server.http() as client:
+def client(open_api: Server) -> Iterator[httpx.Client]:
+    with open_api.http() as client:
         yield client
 
 
@@ -53,7 +53,7 @@ def test_a_text_becomes_a_memory(client: httpx.Client, user: str) -> None:
     assert read == {name: value for name, value in memory.items() if name != "event"}
 
 
-@pytest.mark.parametrize("infer", [True, False, None])
+@pytest.mark.parametrize("infer", [False, None])
 def test_user_messages_become_memories_word_for_word(client: httpx.Client, user: str, infer: bool | None) -> None:
     messages = [
         {"role": "system", "content": "You are kind."},
@@ -220,17 +220,23 @@ def test_an_expired_memory_is_not_found_by_search(client: httpx.Client, user: st
     assert texts(client.post("/v1/memories/search", json={"query": "tea", "user_id": user})) == []
 
 
-def test_health_counts_what_is_there(client: httpx.Client, user: str) -> None:
-    before = client.get("/v1/memories/health").json()
-    add(client, text="One more.", user_id=user)
-    after = client.get("/v1/memories/health").json()
-    assert before["status"] == after["status"] == "ok"
+def test_health_tells_a_user_nothing_about_others(client: httpx.Client, user: str) -> None:
+    assert client.get("/v1/memories/health", params={"user_id": user}).json() == {"status": "ok", "splice": False}
+
+
+def test_health_tells_a_service_key_what_is_there(keyed_api: Server, user: str) -> None:
+    with keyed_api.http(authorization=f"Bearer {SERVICE_KEY}") as client:
+        before = client.get("/v1/memories/health").json()
+        add(client, text="One more.", user_id=user)
+        after = client.get("/v1/memories/health").json()
     assert after["vault"]["cubes"] == before["vault"]["cubes"] + 1
+    with keyed_api.http(authorization=f"Bearer {KEYS['maya']}") as maya:
+        assert "vault" not in maya.get("/v1/memories/health").json()
 
 
 def test_the_api_describes_itself(client: httpx.Client) -> None:
     schema = client.get("/openapi.json").json()
     assert set(schema["paths"]["/v1/memories"]) == {"get", "post", "delete"}
-    assert set(schema["paths"]["/v1/memories/{memory_id}"]) == {"get", "put", "delete"}
+    assert set(schema["paths"]["/v1/memories/{memory_id}"]) == {"get", "put", "patch", "delete"}
     assert schema["components"]["schemas"]["AddRequest"]["examples"]
     assert "404" in schema["paths"]["/v1/memories/{memory_id}"]["get"]["responses"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memos_vllm.scheduler.promotion import NEW_CUBE, Candidate, CostModel, judge
@@ -60,6 +60,7 @@ def test_a_pin_wins_over_cost_and_a_mode_over_a_pin() -> None:
     assert judge(replace(short, pinned=False), MODEL, "all").promote
 
 
+@settings(deadline=None)
 @given(candidates, models)
 def test_a_use_more_or_a_pin_never_demotes(cube: Candidate, model: CostModel) -> None:
     if judge(cube, model, "auto").promote:
@@ -68,6 +69,7 @@ def test_a_use_more_or_a_pin_never_demotes(cube: Candidate, model: CostModel) ->
         assert judge(replace(cube, pinned=True), model, "auto").promote
 
 
+@settings(deadline=None)
 @given(candidates, models)
 def test_what_is_promoted_for_its_cost_pays(cube: Candidate, model: CostModel) -> None:
     verdict = judge(cube, model, "auto")

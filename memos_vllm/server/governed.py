@@ -1,0 +1,42 @@
+"""Search under the clearance of the request's key: every search of a server goes through here, chat's too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memos_vllm.governance.acl import Context
+from memos_vllm.retrieval.base import Hit, Operator
+from memos_vllm.server.injection import current_memory
+
+
+class GovernedOperator:
+    """An operator whose searches leave out what the request's key is not cleared for.
+
+    Which cubes a principal may read is settled by the index. Sensitivity tags are checked here, and where they take
+    hits away more are asked for, so that `top_k` and the scores are those of a memory without the others.
+    """
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._operator, name)
+
+    def search(self, principals: Any, query: str, *, top_k: int, **options: Any) -> list[Hit]:
+        """See `Operator.search`."""
+        context = request_context()
+        if context.clearance is None:
+            return self._operator.search(principals, query, top_k=top_k, **options)
+        wanted = top_k
+        while True:
+            hits = self._operator.search(principals, query, top_k=wanted, **options)
+            cleared = [hit for hit in hits if context.covers(hit.cube)]
+            if len(cleared) >= top_k or len(hits) < wanted:
+                return cleared[:top_k]
+            wanted *= 4
+
+
+def request_context() -> Context:
+    """What the key of the request being served is cleared for; all where no request is."""
+    memory = current_memory.get()
+    return Context() if memory is None or memory.caller is None else memory.caller.context("api")

@@ -1,0 +1,20 @@
+"""The memory API: `/v1/memories` and what belongs to it, and mem0's own paths.
+
+Every handler is a plain function, so FastAPI runs it in its thread pool: vault and search block.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from memos_vllm.server.routes import account, life, mem0, memories, namespaces
+
+router = APIRouter()
+# Before memories: `/v1/memories/plan` is no memory's id.
+router.include_router(account.router)
+router.include_router(memories.router)
+router.include_router(life.router)
+router.include_router(namespaces.router)
+router.include_router(mem0.router)
+
+__all__ = ["router"]

@@ -1,0 +1,306 @@
+"""Memories out of messages: at once for `infer: true`, and in the background after a chat turn.
+
+    chat ──submit──▶ turns that wait, by tenant ──▶ reader ──▶ known memories ──reconcile──▶ one pipeline
+                     bounded; what does not fit is counted and logged
+
+A turn waits in RAM: a crash loses those that wait (as a rule none, the rules read a turn in milliseconds). An orderly
+stop writes them first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Literal, Protocol
+from weakref import WeakValueDictionary
+
+from memos_vllm.cube import (
+    Grant,
+    Header,
+    MemCube,
+    Namespace,
+    Origin,
+    Plaintext,
+    Priority,
+    Scalar,
+    completed,
+    timestamp,
+)
+from memos_vllm.errors import Conflict, MemosError, VaultUnavailable
+from memos_vllm.reader import Action, Add, Draft, MemReader, RuleReader, Skip, Spoken, Update, reconcile
+from memos_vllm.reader.about import about
+from memos_vllm.retrieval.base import Operator
+from memos_vllm.server import metrics
+from memos_vllm.server.fair import FairQueue
+from memos_vllm.vault.pipeline import AddStep, Step, UpdateStep
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING = 10_000
+"""Turns that may wait; one on top is lost, counted and logged."""
+MAX_PER_TENANT = 256
+WORKERS = 4
+"""Turns that are read at a time; a model reads several as one batch."""
+SIMILAR, SAME_KEY = 12, 4
+"""Known memories that a new one is compared with: those most like it, and those about the same."""
+ALONE = ("lexical",)
+"""Signals of that search: statements are compared by their words, and what was said around them does not count."""
+TRIES = 3
+"""Times that a turn is compared anew because somebody else changed a memory meanwhile, or the vault was busy."""
+RETRY_AFTER = 0.5
+"""Seconds."""
+LONGEST = 3600.0
+"""Seconds that a turn takes at most, from its question until its memories are written."""
+LAST_WORDS = 5.0
+"""Seconds that the turns that wait may take when the server stops."""
+
+Event = Literal["ADD", "UPDATE", "NONE"]
+
+
+@dataclass(frozen=True)
+class MemoryForm:
+    """What the memories of one call have in common.
+
+    source: the conversation; at: when the messages were sent, None for now. The other fields are those of `Header`.
+    """
+
+    source: str = ""
+    metadata: dict[str, Scalar] = field(default_factory=dict)
+    access: tuple[Grant, ...] = ()
+    tags: tuple[str, ...] = ()
+    expires: str = ""
+    at: datetime | None = None
+    namespace: Namespace = "user"
+    priority: Priority = "mid"
+    sensitivity: tuple[str, ...] = ()
+    origin: Origin = "inference_extraction"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A memory and what was done: ADD a new one, UPDATE one that it contradicts, NONE where it was known."""
+
+    cube: MemCube
+    event: Event
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was said in one turn of a chat, the user's message first, and by whose request."""
+
+    user: str
+    spoken: tuple[Spoken, ...]
+    form: MemoryForm
+    heard: float = field(default_factory=time.monotonic)
+
+
+class Store(Protocol):
+    """Where memories are found and changed: a `MemoryService`."""
+
+    @property
+    def operator(self) -> Operator: ...
+
+    def pipeline(self, steps: Sequence[Step], actor: str) -> list[MemCube]:
+        """See `Vault.pipeline`."""
+        ...
+
+
+class MemoryWriter:
+    """Has messages read, and stores what is new of them. Its methods block: call them in threads."""
+
+    def __init__(self, store: Store, reader: MemReader) -> None:
+        self._store, self.reader = store, reader
+
+    def remember(self, user: str, spoken: Sequence[Spoken], form: MemoryForm) -> list[Written]:
+        """Store what the user's messages tell, all or none, as the user's; what is known already is left alone.
+
+        Raises MemosError.
+        """
+        return self.store(user, self.read(user, spoken, form), form)
+
+    def read(
+        self, user: str, spoken: Sequence[Spoken], form: MemoryForm, reader: MemReader | None = None
+    ) -> list[Draft]:
+        """What the messages tell, as the reader has it."""
+        at = form.at or datetime.now(UTC)
+        return asyncio.run((reader or self.reader).read(spoken, owner=user, at=at, source=form.source))
+
+    def store(self, user: str, drafts: Sequence[Draft], form: MemoryForm) -> list[Written]:
+        """Store drafts, all or none, against what is known. Raises MemosError; Conflict where others never let up."""
+        for last in (False,) * (TRIES - 1) + (True,):
+            known = self._similar(user, drafts)
+            actions = reconcile(drafts, list(known.values()), at=form.at or datetime.now(UTC))
+            try:
+                return self._apply(user, actions, known, form)
+            except Conflict:
+                if last:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def _similar(self, user: str, drafts: Sequence[Draft]) -> dict[str, MemCube]:
+        """The user's own memories that the drafts may repeat or contradict, by id."""
+        own, found = {"owner": user}, {}
+        for draft in drafts:
+            hits = self._store.operator.search(
+                user, f"{draft.text} {about(draft.text).probe}", top_k=SIMILAR, filters=own, using=ALONE
+            )
+            if draft.key:
+                about_it = {**own, "fingerprint": draft.key}
+                hits += self._store.operator.search(user, draft.text, top_k=SAME_KEY, filters=about_it, using=ALONE)
+            found.update({hit.cube.id: hit.cube for hit in hits})
+        return found
+
+    def _apply(
+        self, user: str, actions: Sequence[Action], known: dict[str, MemCube], form: MemoryForm
+    ) -> list[Written]:
+        changes = [action for action in actions if not isinstance(action, Skip)]
+        steps = [_step(user, action, form) for action in changes]
+        cubes = self._store.pipeline(steps, user) if steps else []
+        after = {cube.id: cube for cube in cubes}
+        events: dict[str, Event] = {}
+        for action in actions:
+            event: Event = "ADD" if isinstance(action, Add) else "UPDATE" if isinstance(action, Update) else "NONE"
+            metrics.memories_written().labels(event.lower()).inc()
+            if events.get(action.id, "NONE") == "NONE":
+                events[action.id] = event
+        return [Written(after.get(cube_id) or known[cube_id], event) for cube_id, event in events.items()]
+
+
+def _step(user: str, action: Add | Update, form: MemoryForm) -> Step:
+    draft = action.draft
+    if isinstance(action, Update):
+        return UpdateStep(
+            id=action.id, text=action.text, metadata=form.metadata, happened=draft.happened, expect=action.expect
+        )
+    header = Header(
+        id=action.id,
+        owner=user,
+        source=form.source,
+        origin=form.origin,
+        semantic_type=draft.semantic_type,
+        tags=tuple(dict.fromkeys((*form.tags, *draft.tags))),
+        metadata=form.metadata,
+        access=form.access,
+        expires=form.expires,
+        happened=draft.happened,
+        fingerprint=draft.key,
+        namespace=form.namespace,
+        priority=form.priority,
+        sensitivity=form.sensitivity,
+    )
+    return AddStep(completed(MemCube(header, Plaintext(draft.text))))
+
+
+class TurnWriter:
+    """Writes memories after chat turns: tenants in turn, a tenant's own in order. Submitting never waits or fails."""
+
+    def __init__(self, writer: MemoryWriter) -> None:
+        self.writer = writer
+        self._turns: FairQueue[Turn] = FairQueue(MAX_WAITING, MAX_PER_TENANT)
+        self._arrived = asyncio.Event()
+        self._in_order: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._forgotten: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._threads = ThreadPoolExecutor(WORKERS, "memos-turns")  # a model's answers would keep the loop's own busy
+        self._stopped = False
+
+    def start(self) -> None:
+        """Write in the background of the running event loop from now on."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._run(), name=f"memos-turns-{number}") for number in range(WORKERS)]
+
+    def submit(self, turn: Turn) -> bool:
+        """Have a turn written, and return at once; False where too many wait. Call it on the event loop."""
+        if not self._turns.put(turn.user, turn):
+            metrics.turns().labels("dropped").inc()
+            logger.warning("a chat turn makes no memories: %d turns wait already", len(self._turns))
+            return False
+        metrics.turns_waiting().set(len(self._turns))
+        self._arrived.set()
+        return True
+
+    def forget(self, user: str) -> None:
+        """Make no memories of what the user said until now. For any thread."""
+        now = time.monotonic()
+        with self._lock:
+            self._forgotten = {name: at for name, at in self._forgotten.items() if now - at < LONGEST} | {user: now}
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._arrived.wait()
+                while len(self._turns):
+                    await self._next()
+                self._arrived.clear()
+        finally:
+            self._stop()
+
+    async def _next(self) -> None:
+        turn = self._turns.pop()
+        metrics.turns_waiting().set(len(self._turns))
+        in_order = self._in_order.setdefault(turn.user, asyncio.Lock())  # it lets waiters in as they came
+        async with in_order:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._one, turn, self.writer.reader)
+
+    def _one(self, turn: Turn, reader: MemReader) -> None:
+        try:
+            metrics.turns().labels(self._write(turn, reader)).inc()
+        except MemosError as error:
+            metrics.turns().labels("failed").inc()
+            logger.warning("a chat turn makes no memories: %s", error)
+        except Exception:  # the loop must outlive any one turn
+            metrics.turns().labels("failed").inc()
+            logger.exception("a chat turn makes no memories")
+
+    def _write(self, turn: Turn, reader: MemReader) -> str:
+        """The outcome, for the counter. Raises MemosError."""
+        drafts = self.writer.read(turn.user, turn.spoken, turn.form, reader)
+        for attempt in range(TRIES):
+            if self._is_forgotten(turn):
+                return "forgotten"
+            try:
+                written = self.writer.store(turn.user, drafts, turn.form)
+                return "written" if any(one.event != "NONE" for one in written) else "nothing"
+            except VaultUnavailable:
+                if attempt == TRIES - 1:
+                    raise
+                time.sleep(RETRY_AFTER)
+        raise AssertionError("the last try returns or raises")
+
+    def _is_forgotten(self, turn: Turn) -> bool:
+        with self._lock:
+            return turn.heard <= self._forgotten.get(turn.user, 0.0)
+
+    def _stop(self) -> None:
+        """Write what waits, by rules, since the engine stops as well; what does not get done is counted and logged.
+
+        Turns under way end in their threads, which the interpreter waits for.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        drain = threading.Thread(target=self._drain, name="memos-turns-last")  # a reader needs a loop of its own
+        drain.start()
+        drain.join()
+        if len(self._turns):
+            metrics.turns().labels("dropped").inc(len(self._turns))
+            logger.warning("%d chat turns make no memories: the server stops", len(self._turns))
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + LAST_WORDS
+        while len(self._turns) and time.monotonic() < deadline:
+            self._one(self._turns.pop(), RuleReader())
+
+
+def form_at(form: MemoryForm, moment: str) -> MemoryForm:
+    """The form for messages that were sent at an ISO-8601 date or time, "" for now. Raises BadInput."""
+    if not moment:
+        return form
+    return replace(form, at=datetime.fromisoformat(timestamp(moment, "happened")).replace(tzinfo=UTC))

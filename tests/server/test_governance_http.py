@@ -1,0 +1,278 @@
+"""Keys, groups, roles, clearance and quotas of a vault, changed by the commands while a server uses it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+
+from memos_vllm.governance import groups, keys, quota
+from memos_vllm.governance.quota import Quota
+from memos_vllm.server.middleware import READING, writes_memory
+from memos_vllm.server.routes import router
+from memos_vllm.server.routes.mem0 import WRITES
+from memos_vllm.vault import LogQuery, Vault
+from tests.server.conftest import API_ONLY, Server, running_server
+
+pytestmark = pytest.mark.server
+
+SEEN_AFTER = 3.0
+"""Seconds; a server looks at the registry twice a second."""
+
+
+@dataclass(frozen=True)
+class Governed:
+    """A server with its vault, opened by this process too, and a key for each name."""
+
+    server: Server
+    vault: Vault
+    keys: Mapping[str, str]
+
+    def http(self, name: str, **headers: str) -> httpx.Client:
+        return self.server.http(authorization=f"Bearer {self.keys[name]}", **headers)
+
+    def add(self, name: str, text: str, **fields: Any) -> str:
+        with self.http(name) as client:
+            answer = client.post("/v1/memories", json={"text": text, **fields})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["results"][0]["id"])
+
+    def found(self, name: str, query: str) -> list[str]:
+        with self.http(name) as client:
+            answer = client.post("/v1/memories/search", json={"query": query})
+        assert answer.status_code == 200, answer.text
+        return [memory["memory"] for memory in answer.json()["results"]]
+
+    def get(self, name: str, path: str) -> httpx.Response:
+        with self.http(name) as client:
+            return client.get(path)
+
+
+@pytest.fixture(scope="module")
+def governed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Governed]:
+    folder: Path = tmp_path_factory.mktemp("governed")
+    vault = Vault.open(folder / "memory")
+
+    def key(**options: Any) -> str:
+        return keys.create(vault, actor="operator:test", **options)[1]
+
+    made = {name: key(user=name) for name in ("maya", "bo", "cy", "busy", "small")}
+    made["maya-uncleared"] = key(user="maya", clearance=["work"])
+    made["maya-reader"] = key(user="maya", roles=["reader"])
+    made["service"] = key()
+    made["auditor"] = key(user="ada", roles=["auditor"])
+    groups.add(vault, "staff", ["maya", "bo"], actor="operator:test")
+    quota.put(vault, "busy", Quota(rps=0.5), actor="operator:test")
+    quota.put(vault, "small", Quota(cubes=2), actor="operator:test")
+    flags = ("--memory-audit", "access", "--memory-quota-mib", "1")
+    with running_server(folder, *flags, program=API_ONLY) as server:
+        yield Governed(server, vault, made)
+    vault.close()
+
+
+def soon(holds: Callable[[], bool]) -> bool:
+    """Whether it comes to hold within SEEN_AFTER."""
+    deadline = time.monotonic() + SEEN_AFTER
+    while time.monotonic() < deadline:
+        if holds():
+            return True
+        time.sleep(0.1)
+    return holds()
+
+
+def test_a_vault_with_keys_needs_one(governed: Governed) -> None:
+    with governed.server.http() as client:
+        assert client.get("/v1/memories", params={"user_id": "maya"}).status_code == 401
+        assert client.get("/v1/models").status_code == 401
+        assert client.get("/health").status_code == 200
+        wrong = {"authorization": f"Bearer {governed.keys['maya'][:-2]}xx"}
+        assert client.get("/v1/memories", headers=wrong).status_code == 401
+        assert client.get("/v1/memories", headers={"x-api-key": governed.keys["maya"]}).status_code == 200
+        token = {"authorization": f"Token {governed.keys['maya']}"}
+        assert client.get("/v1/memories", headers=token).status_code == 200
+
+
+def test_a_key_is_made_and_revoked_while_serving(governed: Governed) -> None:
+    key_id, key = keys.create(governed.vault, user="dora", actor="operator:test")
+    with governed.server.http(authorization=f"Bearer {key}") as client:
+        assert soon(lambda: client.get("/v1/memories").status_code == 200)
+        keys.revoke(governed.vault, key_id, actor="operator:test")
+        assert soon(lambda: client.get("/v1/memories").status_code == 401)
+        assert "revoked" in client.get("/v1/memories").json()["error"]["message"]
+
+
+def test_a_key_binds(governed: Governed) -> None:
+    with governed.http("maya") as client:
+        answer = client.get("/v1/memories", params={"user_id": "bo"})
+    assert answer.status_code == 403 and answer.json()["error"]["type"] == "permission_error"
+
+
+@pytest.mark.parametrize("name", ["group:staff", "operator:root", "memos-vllm"])
+def test_nobody_is_a_group_or_an_operator(governed: Governed, name: str) -> None:
+    with governed.http("service") as client:
+        answer = client.post("/v1/memories/search", json={"query": "tea", "user_id": name})
+    assert answer.status_code == 400
+
+
+def test_a_group_reads_what_is_shared_with_it(governed: Governed) -> None:
+    memory = governed.add("cy", "The spare key hangs behind the boiler.", access=["group:staff"])
+    text = "The spare key hangs behind the boiler."
+    assert governed.found("bo", "spare key boiler") == [text]
+    assert governed.get("bo", f"/v1/memories/{memory}").json()["memory"] == text
+    assert governed.found("busy", "spare key boiler") == []
+    with governed.http("bo") as client:
+        assert client.put(f"/v1/memories/{memory}", json={"text": "Mine."}).status_code == 403
+        assert client.delete(f"/v1/memories/{memory}").status_code == 403
+    groups.remove(governed.vault, "staff", ["bo"], actor="operator:test")
+    assert soon(lambda: governed.found("bo", "spare key boiler") == [])
+    assert governed.get("bo", f"/v1/memories/{memory}").status_code == 404
+    assert governed.found("maya", "spare key boiler") == [text]
+    groups.add(governed.vault, "staff", ["bo"], actor="operator:test")
+    assert soon(lambda: governed.found("bo", "spare key boiler") == [text])
+
+
+def test_a_group_that_may_write(governed: Governed) -> None:
+    memory = governed.add("cy", "The rota: Monday Ana.")
+    with governed.http("cy") as client:
+        share = {"principal": "group:staff", "rights": ["read", "write"]}
+        assert client.post(f"/v1/memories/{memory}/access", json=share).status_code == 200
+    with governed.http("maya") as client:
+        assert client.put(f"/v1/memories/{memory}", json={"text": "The rota: Monday Rui."}).status_code == 200
+        assert client.delete(f"/v1/memories/{memory}").status_code == 403
+    assert governed.found("bo", "rota Monday") == ["The rota: Monday Rui."]
+
+
+def test_a_key_sees_only_what_it_is_cleared_for(governed: Governed) -> None:
+    secret = governed.add("maya", "My blood pressure medicine is in the drawer.", sensitivity=["health"])
+    open_one = governed.add("maya", "My pressure cooker is in the drawer.", sensitivity=["work"])
+    both = {"My blood pressure medicine is in the drawer.", "My pressure cooker is in the drawer."}
+    assert set(governed.found("maya", "pressure drawer")) == both
+    assert governed.found("maya-uncleared", "pressure drawer") == ["My pressure cooker is in the drawer."]
+    assert governed.get("maya-uncleared", f"/v1/memories/{secret}").status_code == 404
+    assert governed.get("maya-uncleared", f"/v1/memories/{secret}/history").status_code == 404
+    assert governed.get("maya-uncleared", f"/v1/memories/{open_one}").status_code == 200
+    for path in ("/v1/memories", "/v1/memories/", "/v1/memories?limit=1", "/v1/memories?as_of=2100-01-01"):
+        listed = governed.get("maya-uncleared", path)
+        assert listed.status_code == 200 and secret not in listed.text and open_one in listed.text
+    with governed.http("maya-uncleared") as client:
+        plan = client.post("/v1/memories/plan", json={"query": "pressure drawer"})
+        assert plan.status_code == 200 and secret not in plan.text and open_one in plan.text
+
+
+def test_a_readers_key_changes_nothing(governed: Governed) -> None:
+    memory = governed.add("maya", "I take the early tram.")
+    with governed.http("maya-reader") as client:
+        assert client.get(f"/v1/memories/{memory}").status_code == 200
+        assert client.post("/v1/memories/search", json={"query": "tram"}).status_code == 200
+        assert client.post("/v1/memories/plan", json={"query": "tram"}).status_code == 200
+        refused = [
+            client.post("/v1/memories", json={"text": "x"}),
+            client.put(f"/v1/memories/{memory}", json={"text": "x"}),
+            client.delete(f"/v1/memories/{memory}"),
+            client.delete("/v1/memories"),
+            client.delete("/v1/me"),
+            client.post(f"/v1/memories/{memory}/pin"),
+            client.post("/v1/snapshots", json={"name": "x"}),
+            client.post("/v1/pipelines", json={"steps": []}),
+            client.post("/v1/chat/completions", json={"messages": []}, headers={"x-memos-mode": "readwrite"}),
+        ]
+    assert [answer.status_code for answer in refused] == [403] * len(refused)
+    assert governed.get("maya", f"/v1/memories/{memory}").json()["version"] == 1
+
+
+def test_every_route_that_writes_is_closed_to_readers() -> None:
+    """A route of ours that is neither a read nor guarded would let a reader's key write."""
+    open_to_readers = {
+        (method, route.path)
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in (route.methods or set()) - {"GET", "HEAD", "OPTIONS"}
+        if not writes_memory(method, route.path) and WRITES[0] not in route.dependencies
+    }
+    reads = {path for _, path in open_to_readers if path.rstrip("/").rpartition("/")[2] in READING}
+    assert {path for _, path in open_to_readers} - reads <= {"/v2/memories/", "/v3/memories/"}, "mem0's lists"
+
+
+def test_too_many_requests(governed: Governed) -> None:
+    answers = [governed.get("busy", "/v1/memories") for _ in range(3)]
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert 1 <= int(refused.headers["retry-after"]) <= 2
+    time.sleep(int(refused.headers["retry-after"]))
+    assert governed.get("busy", "/v1/memories").status_code == 200
+    assert governed.get("maya", "/v1/memories").status_code == 200
+
+
+def test_too_many_memories(governed: Governed) -> None:
+    governed.add("small", "one")
+    with governed.http("small") as client:
+        both = client.post("/v1/memories", json={"messages": [{"role": "user", "content": text} for text in "ab"]})
+        assert both.status_code == 413
+        assert "may have 2 memories, has 1" in both.json()["error"]["message"]
+        assert len(client.get("/v1/memories").json()["results"]) == 1
+        assert client.get("/v1/me/usage").json()["max_cubes"] == 2
+        assert client.post("/v1/memories", json={"text": "two"}).status_code == 200
+        assert client.post("/v1/memories", json={"text": "three"}).status_code == 413
+        assert client.delete("/v1/memories").json()["deleted"] == 2
+        assert client.post("/v1/memories", json={"text": "again"}).status_code == 200
+
+
+def test_who_may_write_does_not_learn_the_owners_usage(governed: Governed) -> None:
+    memory = governed.add("cy", "x" * 400_000)
+    with governed.http("cy") as client:
+        share = {"principal": "maya", "rights": ["read", "write"]}
+        assert client.post(f"/v1/memories/{memory}/access", json=share).status_code == 200
+    with governed.http("maya") as client:
+        assert client.put(f"/v1/memories/{memory}", json={"text": "y" * 400_000}).status_code == 200
+        refused = client.put(f"/v1/memories/{memory}", json={"text": "z" * 400_000})
+    assert refused.status_code == 413
+    assert refused.json()["error"]["message"] == "'cy' has no room for this: their quota of memories is used up."
+    with governed.http("cy") as client:
+        refused = client.post("/v1/memories", json={"text": "z" * 400_000})
+        assert refused.status_code == 413 and "may have 1 MiB" in refused.json()["error"]["message"]
+        client.delete(f"/v1/memories/{memory}")
+
+
+def test_looks_at_memories_of_others_are_recorded(governed: Governed) -> None:
+    memory = governed.add("cy", "The alarm code is on the fridge.", access=["maya"])
+    assert governed.found("maya", "alarm code fridge")
+    assert governed.get("maya", f"/v1/memories/{memory}").status_code == 200
+    with governed.http("maya") as client:
+        assert client.delete(f"/v1/memories/{memory}").status_code == 403
+
+    def recorded() -> set[str]:
+        return {entry.action for entry in governed.vault.log(LogQuery(actor="maya", target=memory))}
+
+    assert soon(lambda: recorded() == {"search", "read", "refuse"})
+    with governed.http("cy") as client:
+        log = client.get("/v1/audit", params={"target": memory}).json()["results"]
+    assert {"add", "search", "read"} <= {entry["action"] for entry in log}
+    assert governed.vault.verify_log() == []
+
+
+def test_a_forgotten_user_leaves_no_access_behind(governed: Governed) -> None:
+    _, key = keys.create(governed.vault, user="eve", actor="operator:test")
+    memory = governed.add("cy", "The garage opens on Friday.", access=["eve"])
+    with governed.server.http(authorization=f"Bearer {key}") as client:
+        assert soon(lambda: client.get(f"/v1/memories/{memory}").status_code == 200)
+        assert client.delete("/v1/me").status_code == 200
+    time.sleep(1.5)  # what waited for the audit log would have been written by now
+    assert sum(governed.vault.traces_of("eve").values()) == 0
+
+
+def test_an_auditor_reads_the_whole_log(governed: Governed) -> None:
+    governed.add("cy", "Something to record.")
+    assert governed.get("auditor", "/v1/audit/verify").json()["ok"] is True
+    log = governed.get("auditor", "/v1/audit?action=add&newest_first=true").json()["results"]
+    assert "cy" in {entry["owner"] for entry in log}
+    assert governed.get("maya", "/v1/audit/verify").status_code == 403
+    mine = governed.get("maya", "/v1/audit").json()["results"]
+    assert {entry["owner"] for entry in mine} <= {"maya"}
+    assert governed.keys["maya"] not in json.dumps(mine)
