@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from memos_vllm.bench.checks import CheckFailed
-from memos_vllm.bench.options import TtftOptions, read_options
+from memos_vllm.bench.load_options import LoadOptions
+from memos_vllm.bench.options import Options, TtftOptions, read_options
+from memos_vllm.bench.quality_options import QualityOptions
+from memos_vllm.bench.retrieval_options import RetrievalOptions
 from memos_vllm.bench.servers import ServerFailed
 
 EXIT_CHECK_FAILED = 1
@@ -23,15 +26,9 @@ def run(argv: Sequence[str]) -> int:
     Raises StartError when the options are wrong and ServerFailed when a server does not start or dies.
     """
     options = read_options(argv)
-    from memos_vllm.bench.quality import bench_quality
-    from memos_vllm.bench.ttft import bench_ttft
-
     console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     try:
-        if isinstance(options, TtftOptions):
-            bench_ttft(options, console)
-        else:
-            bench_quality(options, console)
+        _measure(options, console)
     except CheckFailed as error:
         message = f"memos-vllm: check failed: {error}; nothing is reported"
         Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
@@ -42,3 +39,20 @@ def run(argv: Sequence[str]) -> int:
         Console(stderr=True).print(error.log_tail, markup=False, highlight=False, soft_wrap=True)
         raise
     return 0
+
+
+def _measure(options: Options, console: Console) -> None:
+    from memos_vllm.bench.load import bench_load
+    from memos_vllm.bench.quality import bench_quality
+    from memos_vllm.bench.retrieval import bench_retrieval
+    from memos_vllm.bench.ttft import bench_ttft
+
+    match options:
+        case TtftOptions():
+            bench_ttft(options, console)
+        case QualityOptions():
+            bench_quality(options, console)
+        case LoadOptions():
+            bench_load(options, console)
+        case RetrievalOptions():
+            bench_retrieval(options, console)

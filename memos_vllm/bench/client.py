@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,9 +163,15 @@ class Client:
     def _post(self, path: str, body: Mapping[str, Any] | None) -> Any:
         return self._send(path, body, {}).json()
 
+    def _get(self, path: str, query: Mapping[str, str | int]) -> Any:
+        return self._answer(path, lambda: self._http.get(path, params=dict(query))).json()
+
     def _send(self, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]) -> httpx.Response:
+        return self._answer(path, lambda: self._http.post(path, json=body, headers=dict(headers)))
+
+    def _answer(self, path: str, ask: Callable[[], httpx.Response]) -> httpx.Response:
         try:
-            response = self._http.post(path, json=body, headers=dict(headers))
+            response = ask()
         except httpx.HTTPError as error:
             raise self._server.failure(f"stopped answering ({type(error).__name__} at {path})") from error
         if response.status_code != httpx.codes.OK:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from memos_vllm.bench.arguments import (
     model_name,
     without_folder,
 )
+from memos_vllm.bench.load_options import LoadOptions, add_load
 from memos_vllm.bench.machine import gpu_names
-from memos_vllm.bench.quality_options import QualityOptions, add_quality, quality_options
+from memos_vllm.bench.quality_options import QualityOptions, add_quality
+from memos_vllm.bench.retrieval_options import RetrievalOptions, add_retrieval
 from memos_vllm.errors import StartError
 
 CUBES = 3
@@ -59,14 +61,18 @@ class TtftOptions:
         return shlex.join([*words, *(["--", *map(without_folder, self.extra)] if self.extra else [])])
 
 
-def read_options(argv: Sequence[str]) -> TtftOptions | QualityOptions:
+Options = TtftOptions | QualityOptions | LoadOptions | RetrievalOptions
+
+
+def read_options(argv: Sequence[str]) -> Options:
     """The options of one benchmark; words after `--` are vLLM's. Raises StartError for what cannot be measured."""
     own, extra = list(argv), []
     if "--" in own:
         cut = own.index("--")
         own, extra = own[:cut], own[cut + 1 :]
     args = _parser().parse_args(own)
-    return quality_options(args, extra) if args.bench == "quality" else ttft_options(args, extra)
+    read: Callable[[argparse.Namespace, Sequence[str]], Options] = args.read
+    return read(args, extra)
 
 
 def ttft_options(args: argparse.Namespace, extra: Sequence[str]) -> TtftOptions:
@@ -110,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     ttft.add_argument("--dtype", default=argparse.SUPPRESS, help="default: float32 on a CPU, the model's own on a GPU")
     ttft.add_argument("--seed", type=int, default=0, help="of texts and of the order of measurements")
     ttft.add_argument("--out", type=Path, default=argparse.SUPPRESS, help="folder for ttft.json, ttft.csv and ttft.png")
-    ttft.set_defaults(model=None, dtype=None, out=None)
+    ttft.set_defaults(model=None, dtype=None, out=None, read=ttft_options)
     add_quality(benches)
+    add_load(benches)
+    add_retrieval(benches)
     return parser

@@ -77,7 +77,7 @@ def add_quality(benches: Any) -> None:
     quality.add_argument("--dtype", default=argparse.SUPPRESS, help="default: float32 on a CPU, the model's on a GPU")
     quality.add_argument("--seed", type=int, default=0, help="of prompts and of the order of measurements")
     quality.add_argument("--out", type=Path, default=argparse.SUPPRESS, help="folder for quality.json, .csv and .png")
-    quality.set_defaults(model=None, dtype=None, out=None)
+    quality.set_defaults(model=None, dtype=None, out=None, read=quality_options)
 
 
 def quality_options(args: argparse.Namespace, extra: Sequence[str]) -> QualityOptions:
