@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -70,7 +71,13 @@ def test_a_server_that_does_not_start(tmp_path: Path) -> None:
 def test_a_run_that_is_stopped_takes_its_servers_along(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "memos_vllm.cli", "bench", "ttft", "--model", str(model_path())]
     for number in (signal.SIGINT, signal.SIGTERM):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        )
         deadline = time.monotonic() + 180
         while len(left_behind(tmp_path)) < 4 and time.monotonic() < deadline:
             time.sleep(0.2)
