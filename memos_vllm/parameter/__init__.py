@@ -1,0 +1,1 @@
+"""Parameter memory: adapters made out of memories, merged, read back as text."""
