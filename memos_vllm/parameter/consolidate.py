@@ -48,8 +48,11 @@ class Prepared(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a training. `folder`: the adapter's two files; `problems`: why it is not to be kept."""
+    """What came of a training. `folder`: the adapter's two files; `problems`: why it is not to be kept; `model`: the
+    base with the adapter.
+    """
 
+    model: Model
     folder: Path
     facts: tuple[Fact, ...]
     figures: Figures
@@ -94,7 +97,7 @@ def consolidate(
     write_adapter(trained, work / ADAPTER)
     (work / CHECKPOINT).unlink(missing_ok=True)
     problems = tuple(failures(figures, recipe))
-    return Report(work / ADAPTER, tuple(facts), figures, tuple(answers), problems, training.steps)
+    return Report(trained, work / ADAPTER, tuple(facts), figures, tuple(answers), problems, training.steps)
 
 
 def _prepared(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, work: Path, tell: Tell) -> Prepared:

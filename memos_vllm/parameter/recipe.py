@@ -10,6 +10,7 @@ import msgspec
 from memos_vllm.errors import BadInput
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["float32", "bfloat16"]
 MAX_RANK = 512
 MAX_SEED = 2**32 - 1
 
@@ -23,6 +24,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     epochs, phrasings: passes over the facts, and phrasings of each fact in a pass
     batch, replays: facts and replayed prompts in a step
     replay_weight: what the divergence from the base model on replayed prompts counts, against the facts' loss
+    precision: of matrix products in training; bfloat16 is faster where the processor has it
     pool: prompts that are replayed, in all; teach: ask the base model with the memory in its prompt how it would answer
     min_accuracy: right answers to held-out phrasings, without memory in the prompt
     max_recall_loss: right answers from memories in the prompt that may be lost; max_perplexity_rise: on unrelated text
@@ -41,6 +43,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     teach: bool = True
     seed: int = 0
     device: Device = "auto"
+    precision: Precision = "float32"
     max_answer_tokens: int = 48
     checkpoint_seconds: float = 20.0
     min_accuracy: float = 0.9

@@ -13,8 +13,10 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -50,6 +52,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.weights, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
         self.steps = max(1, math.ceil(recipe.epochs * recipe.phrasings * len(lessons) / recipe.batch))
         self.done = 0
+        self.loss = math.nan
         self.digest = self._digest()
 
     def run(self, tell: Tell) -> None:
@@ -73,13 +76,25 @@ class Training:
         recipe = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.model.width) * rate_at(number, self.steps)
-        self._learn(self._drawn(number))
-        if recipe.replay_weight and recipe.replays and self.replays:
-            rng = random.Random(f"{recipe.seed} replays {number}")
-            self._hold(rng.sample(self.replays, min(recipe.replays, len(self.replays))))
+        with self.precision():
+            self._learn(self._drawn(number))
+            self._replay(number)
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _replay(self, number: int) -> None:
+        recipe = self.recipe
+        if recipe.replay_weight and recipe.replays and self.replays:
+            rng = random.Random(f"{recipe.seed} replays {number}")
+            self._hold(rng.sample(self.replays, min(recipe.replays, len(self.replays))))
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """bfloat16 in matrix products where the recipe asks for it; weights, gradients and losses are float32."""
+        import torch
+
+        on = self.recipe.precision == "bfloat16"
+        return torch.autocast(self.model.device.type, torch.bfloat16) if on else nullcontext()
 
     def _drawn(self, number: int) -> list[Turn]:
         """A phrasing of each fact of this step. Facts come in rounds, each in an order of its own."""
@@ -95,7 +110,9 @@ class Training:
         import torch.nn.functional as F
 
         logits, ids = self.model.answer_logits(turns)
-        F.cross_entropy(logits, ids).backward()  # type: ignore[no-untyped-call]
+        loss = F.cross_entropy(logits, ids)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.loss = loss.item()
 
     def _hold(self, turns: Sequence[Turn]) -> None:
         import torch
