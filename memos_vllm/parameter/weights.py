@@ -1,4 +1,4 @@
-"""Safetensors files of adapters: their header, whether their numbers can be served, and the form in which they are stored.
+"""Safetensors files of adapters: their header, whether their numbers can be served, and the form they are stored in.
 
 The library judges whether a file is well formed; what is read here is where each tensor lies. A stored file is written
 anew from its tensors alone, so nothing else that came with them goes any further.

@@ -25,7 +25,7 @@ class HeldVersion(msgspec.Struct, frozen=True):
 
 
 class HeldAdapter(msgspec.Struct, frozen=True):
-    """An adapter at one moment. newest: whose header holds for all versions; versions: those asked for, oldest first."""
+    """An adapter at one moment. newest: its header holds for all versions; versions: those asked for, oldest first."""
 
     record: AdapterRecord
     newest: MemCube
