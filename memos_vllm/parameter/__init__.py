@@ -1,1 +1,1 @@
-"""Parameter memory: adapters made out of memories, merged, read back as text."""
+"""Parameter memory: LoRA adapters as cubes; trained from memories, merged, read back as text."""
