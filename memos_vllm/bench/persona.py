@@ -17,7 +17,6 @@ from memos_vllm.bench.people import (
     Mix,
     agree,
     filler,
-    held_out,
     invented_word,
     make_facts,
 )
@@ -32,11 +31,13 @@ RELATION_QUESTIONS = ("Who is my {n}?", "What is my {n}'s name?")
 
 @dataclass(frozen=True)
 class Told:
-    """One memory; `questions`: phrasings that must not be trained on; `value`: what a right answer names."""
+    """One memory: `value` is the `noun` of `who` ("" for the persona); `questions`: phrasings never to train on."""
 
     text: str
     value: str
     questions: tuple[str, ...]
+    noun: str
+    who: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def make_persona(rng: random.Random, count: int) -> list[Told]:
     """`count` facts: the persona's own attributes, their people, and these people's attributes."""
     people = rng.sample(NAMES, min(len(RELATIONS), max(1, count // 18)))
     links = [
-        Told(f"My {relation} is {name}.", name, tuple(form.format(n=relation) for form in RELATION_QUESTIONS))
+        Told(f"My {relation} is {name}.", name, tuple(form.format(n=relation) for form in RELATION_QUESTIONS), relation)
         for relation, name in zip(rng.sample(RELATIONS, len(people)), people, strict=True)
     ]
     others = [name for name in rng.sample(NAMES, len(NAMES)) if name not in people]
@@ -84,7 +85,8 @@ def _told(rng: random.Random, who: str | None, attribute: Attribute, values: lis
     }
     template = rng.choice(("{P} " + attribute.noun + " is {v}", *attribute.statements))
     text = agree(template, who is None).format(**words) + "."
-    return Told(text, value, tuple(agree(form, who is None).format(**words) for form in attribute.questions))
+    questions = tuple(agree(form, who is None).format(**words) for form in attribute.questions)
+    return Told(text, value, questions, attribute.noun, who or "")
 
 
 def make_recall(rng: random.Random, count: int) -> list[Recall]:

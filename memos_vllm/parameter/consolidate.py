@@ -20,9 +20,10 @@ from memos_vllm.parameter.evaluate import Answered, Exam, Figures, examine, fail
 from memos_vllm.parameter.lora import attach, write_adapter
 from memos_vllm.parameter.model import Model, Turn
 from memos_vllm.parameter.pairs import Fact, Split, facts_of, open_questions, split
+from memos_vllm.parameter.progress import Tell, counted, no_tell
 from memos_vllm.parameter.recipe import Recipe
 from memos_vllm.parameter.replay import Others, replayed
-from memos_vllm.parameter.train import Lesson, Tell, Training, no_tell
+from memos_vllm.parameter.train import Lesson, Training
 
 ADAPTER = "adapter"
 CHECKPOINT = "checkpoint.pt"
@@ -113,8 +114,8 @@ def _prepared(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe,
     forms = {question.form for questions in parts.trained for question in questions}
     told = [fact for fact in facts if fact.clause.subject]
     others = Others(told, forms, random.Random(f"{recipe.seed} replays")) if told else None
-    tell("asking the base about others", 0, recipe.pool)
-    replays = replayed(model, others, recipe.pool, recipe.max_answer_tokens, recipe.seed)
+    heard = counted(tell, "asking the base about others", recipe.pool)
+    replays = replayed(model, others, recipe.pool, recipe.max_answer_tokens, recipe.seed, heard)
     made = Prepared(digest, [[_ids(turn) for turn in turns] for turns in lessons], [_ids(turn) for turn in replays])
     aside = file.with_suffix(".new")
     aside.write_bytes(msgspec.json.encode(made))
@@ -142,15 +143,8 @@ def _replies(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, 
         for place, questions in enumerate(parts.trained)
         for question in questions[:TEACHER_QUESTIONS]
     ]
-    done = 0
-
-    def told(count: int) -> None:
-        nonlocal done
-        done += count
-        tell("asking the teacher", done, len(asked))
-
     prompts = [model.prompt(question, [facts[place].statement]) for place, question in asked]
-    answers = model.answers(prompts, recipe.max_answer_tokens, tell=told)
+    answers = model.answers(prompts, recipe.max_answer_tokens, tell=counted(tell, "asking the teacher", len(asked)))
     right: dict[int, Counter[str]] = {}
     for (place, _), answer in zip(asked, answers, strict=True):
         if facts[place].is_right(answer):

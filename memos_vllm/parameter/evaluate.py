@@ -10,9 +10,9 @@ import msgspec
 
 from memos_vllm.parameter.model import Model
 from memos_vllm.parameter.pairs import Fact, Question
+from memos_vllm.parameter.progress import Tell, counted
 from memos_vllm.parameter.recipe import Recipe
 from memos_vllm.parameter.replay import UNRELATED, Asked, Others
-from memos_vllm.parameter.train import Tell
 
 QUESTIONS_OF_A_FACT = 2
 RECALL_QUESTIONS = 200
@@ -20,8 +20,10 @@ RECALL_QUESTIONS = 200
 
 @dataclass(frozen=True)
 class Exam:
-    """What is asked before and after. held_out: about the facts, in phrasings never trained on, no memory in the prompt;
-    recall: answered by memories in the prompt, about others; texts: of nobody.
+    """What is asked with the adapter and without.
+
+    held_out: about the facts, in phrasings never trained on, without memory in the prompt
+    recall: about others, answered by memories in the prompt; texts: about nobody
     """
 
     held_out: tuple[Asked, ...]
@@ -84,15 +86,8 @@ def make_exam(facts: Sequence[Fact], held_out: Sequence[Sequence[Question]], see
 
 def right_answers(model: Model, asked: Sequence[Asked], recipe: Recipe, what: str, tell: Tell) -> list[Answered]:
     """Greedy answers to all questions."""
-    done = 0
-
-    def told(count: int) -> None:
-        nonlocal done
-        done += count
-        tell(what, done, len(asked))
-
     prompts = [model.prompt(each.question, each.memories) for each in asked]
-    answers = model.answers(prompts, recipe.max_answer_tokens, tell=told)
+    answers = model.answers(prompts, recipe.max_answer_tokens, tell=counted(tell, what, len(asked)))
     pairs = zip(asked, answers, strict=True)
     return [Answered(each.question, each.value, answer, each.is_right(answer)) for each, answer in pairs]
 

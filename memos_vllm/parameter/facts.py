@@ -39,7 +39,9 @@ _POSSESSION = re.compile(
     r"(?P<noun>[a-z][\w'-]*(?: [a-z][\w-]*){0,3}?) (?:is|are|was)(?: now| currently| called| named)*\s+(?P<value>\S.*)$"
 )
 _BARE = re.compile(r"(?:(?P<be>[Aa]llergic to|[Ii]nterested in|[Aa]fraid of)|(?P<verb>[A-Z][a-z]+s))\s+\S")
-_UNNAMED = frozenset("He She They It This That These Those There The What Who When Where Why How If And But So".split())
+_UNNAMED = frozenset(
+    ("He", "She", "They", "It", "This", "That", "These", "Those", "There", "The", "What", "Who", "When", "Where", "Why")
+)
 """What stands at the start of a sentence like a name but is none."""
 _PRONOUN = re.compile(r"(?P<who>He|She|They|His|Her|Their)(?P<be>'s|'re)?\b")
 _TAIL = re.compile(

@@ -18,9 +18,9 @@ from memos_vllm.parameter.evaluate import Answered, Exam, right_answers, share
 from memos_vllm.parameter.lora import with_adapter, without_adapters
 from memos_vllm.parameter.model import Model
 from memos_vllm.parameter.pairs import Fact
+from memos_vllm.parameter.progress import Tell, no_tell
 from memos_vllm.parameter.recipe import Recipe
 from memos_vllm.parameter.replay import Asked
-from memos_vllm.parameter.train import Tell, no_tell
 
 MAX_FORGOTTEN = 0.1
 
@@ -67,7 +67,9 @@ def retrain(
     gone = facts_in([memory for memory in memories if memory.source in forgotten])
     asked = asked or [Asked(question.text, fact.value) for fact in gone for question in fact.questions]
     if again := _told_again(gone, kept):
-        raise BadInput(f"Other memories tell it too: {again[0].source} says {again[0].statement!r}; forget these as well.")
+        raise BadInput(
+            f"Other memories tell it too: {again[0].source} says {again[0].statement!r}; forget these as well."
+        )
     before = None
     if old is not None:
         carrying = with_adapter(model, old)

@@ -11,7 +11,9 @@ from memos_vllm.errors import BadInput
 from memos_vllm.parameter.lora import with_adapter, write_adapter
 from memos_vllm.parameter.model import Model
 
-Method = Literal["linear", "svd", "cat", "ties", "dare_linear", "dare_ties", "ties_svd", "dare_linear_svd", "dare_ties_svd"]
+Method = Literal[
+    "linear", "svd", "cat", "ties", "dare_linear", "dare_ties", "ties_svd", "dare_linear_svd", "dare_ties_svd"
+]
 METHODS: tuple[Method, ...] = get_args(Method)
 MERGED = "merged"
 

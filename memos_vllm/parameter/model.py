@@ -87,7 +87,7 @@ class Model:
         system = [{"role": "system", "content": block}] if block else []
         try:
             return self._rendered([*system, {"role": "user", "content": question}])
-        except Exception as error:  # noqa: BLE001 - a template raises what it likes when it takes no system message
+        except Exception as error:
             if not block:
                 raise StartError(f"The chat template of this model refuses a question: {error}") from error
             return self._rendered([{"role": "user", "content": block + question}])

@@ -47,8 +47,8 @@ OPEN_FORMS = ("What do you know about {s}?", "Tell me about {s}.")
 RECALL = "What do you remember?"
 """Open questions: any statement about the subject, or any at all, is an answer."""
 
-_PREPOSITIONS = frozenset("as in at to for on from with near about of by into".split())
-_ARTICLES = frozenset("a an the some my his her their our".split())
+_PREPOSITIONS = frozenset(["as", "in", "at", "to", "for", "on", "from", "with", "near", "about", "of", "by", "into"])
+_ARTICLES = frozenset(["a", "an", "the", "some", "my", "his", "her", "their", "our"])
 _PLACES = frozenset(("live in", "live at", "live near", "come from", "be from", "be in", "be at", "move to", "stay in"))
 
 
@@ -121,7 +121,7 @@ def questions_about(clause: Clause) -> Iterator[Question]:
 
 
 def _verb_questions(clause: Clause) -> Iterator[Question]:
-    """ "Maya plays the cello": what does she play, what instrument, which instrument."""
+    """What does Maya play, what instrument, which instrument."""
     thing = clause.kind or clause.thing.removeprefix("favourite ")
     phrase = _asked_phrase(clause)
     for asking, name in _askings(clause, thing):

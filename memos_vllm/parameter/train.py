@@ -12,7 +12,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,12 @@ from typing import Any
 import xxhash
 
 from memos_vllm.parameter.model import Model, Turn
+from memos_vllm.parameter.progress import Tell
 from memos_vllm.parameter.recipe import Recipe
 
 WARM_UP = 0.05
 LAST_RATE = 0.02
 """Shares of the steps and of the learning rate: a rise at the start, a cosine fall to the end."""
-
-Tell = Callable[[str, int, int], None]
-"""What is done now, how many of it are done, and of how many. May raise to stop the work."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,3 @@ def rate_at(step: int, steps: int) -> float:
         return (step + 1) / warm
     gone = (step - warm) / max(1, steps - warm)
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * gone))
-
-
-def no_tell(what: str, done: int, total: int) -> None:
-    """For those who do not watch."""
