@@ -24,6 +24,7 @@ NOUN_OF = {told: thing["noun"] for thing in THINGS["thing"] for told in thing["t
 PEOPLE = frozenset(THINGS["more"]["people"])
 KINDS = frozenset(THINGS["more"]["kinds"])
 NAMES: list[str] = THINGS["more"]["names"]
+YEARS_OLD = "years old"
 MAX_SENTENCE = 400
 """Characters of a sentence that the rules try to read."""
 
@@ -35,8 +36,8 @@ _SUBJECT = re.compile(
     rf"(?P<who>I|We|(?:The )?[Uu]ser|(?:My|Our) \w+(?: {_NAMED})?|{_NAMED}(?:'s \w+)?)\s+(?P<rest>.+)$"
 )
 _POSSESSION = re.compile(
-    r"(?P<who>My|Our|His|Her|Their|Its|(?:The )?[Uu]ser's|(?:(?:My|Our) )?[\w-]+(?: [A-Z][\w-]+)?'s)\s+"
-    r"(?P<noun>[a-z][\w'-]*(?: [a-z][\w-]*){0,3}?) (?:is|are|was)(?: now| currently| called| named)*\s+(?P<value>\S.*)$"
+    r"(?P<who>(?:The )?[Uu]ser's|(?:(?:My|Our) )?[\w-]+(?: [A-Z][\w-]+)?'s|My|Our)\s+"
+    r"(?P<noun>[a-z][\w-]*(?: [a-z][\w-]*){0,3}?) (?:is|are|was)(?: now| currently| called| named)*\s+(?P<value>\S.*)$"
 )
 _BARE = re.compile(r"(?:(?P<be>[Aa]llergic to|[Ii]nterested in|[Aa]fraid of)|(?P<verb>[A-Z][a-z]+s))\s+\S")
 _UNNAMED = frozenset(
@@ -97,6 +98,8 @@ class Clause:
         """A noun for what is told ("instrument"); empty where none is known."""
         if self.noun or not self.verb:
             return self.noun
+        if self.tail == YEARS_OLD:
+            return "age"
         if self.kind and ("best" in self.tail or "most" in self.tail or _OTHER.search(self.tail)):
             return f"favourite {self.kind}"
         words = [word for word in self.lead.split() if word not in ("a", "an", "some", "my", "his", "her", "their")]
@@ -236,7 +239,7 @@ def _with_object(clause: Clause, rest: str) -> Clause | None:
 
 def _state(clause: Clause, rest: str) -> Clause | None:
     if years := _YEARS.match(rest):
-        return replace(clause, value=years["value"], tail="years old")
+        return replace(clause, value=years["value"], tail=YEARS_OLD)
     if found := _STATES.match(rest):
         value, tail = _cut(rest[found.end() :])
         return replace(clause, lead=rest[: found.end()].strip(), value=value, tail=tail)

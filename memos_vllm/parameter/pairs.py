@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from memos_vllm.parameter.english import agreeing, possessive, to_listener, upper
-from memos_vllm.parameter.facts import Clause, clauses_of
-from memos_vllm.vault.words import words_of
+from memos_vllm.parameter.facts import YEARS_OLD, Clause, clauses_of
 
 HELD_OUT_SHARE = 0.25
 """Part of the forms that fit a fact and are not trained on."""
@@ -47,7 +46,7 @@ OPEN_FORMS = ("What do you know about {s}?", "Tell me about {s}.")
 RECALL = "What do you remember?"
 """Open questions: any statement about the subject, or any at all, is an answer."""
 
-_PREPOSITIONS = frozenset(["as", "in", "at", "to", "for", "on", "from", "with", "near", "about", "of", "by", "into"])
+_AGREEING = re.compile(r"\b(?:does|do|is|am|are|their|my|your)\b")
 _ARTICLES = frozenset(["a", "an", "the", "some", "my", "his", "her", "their", "our"])
 _PLACES = frozenset(("live in", "live at", "live near", "come from", "be from", "be in", "be at", "move to", "stay in"))
 
@@ -132,7 +131,7 @@ def _verb_questions(clause: Clause) -> Iterator[Question]:
 def _askings(clause: Clause, thing: str) -> Iterator[tuple[str, str]]:
     """The words that ask, and a name for each."""
     told = f"{clause.verb} {clause.lead}".strip()
-    if clause.tail == "years old":
+    if clause.tail == YEARS_OLD:
         yield "how old", "old"
     elif told in _PLACES:
         yield "where", "where"
@@ -152,7 +151,7 @@ def _asked_phrase(clause: Clause) -> dict[str, str]:
         lead = lead[:-1]
     if clause.kind and lead[-1:] == [clause.kind]:
         lead = lead[:-1]
-    tail = "" if clause.tail == "years old" else clause.tail.removeprefix(f"{clause.kind} ").strip()
+    tail = "" if clause.tail == YEARS_OLD else clause.tail.removeprefix(f"{clause.kind} ").strip()
     tail = "" if "any other" in tail else tail
     rest = " ".join((*lead, tail)).strip()
     past = clause.tense == "past"
@@ -232,10 +231,9 @@ def masked(question: str, subjects: Iterable[str]) -> str:
     """A question without whom it asks about, for comparing phrasings."""
     text = question.lower()
     for subject in sorted((who.lower() for who in subjects if who), key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(possessive(subject).lower())}(?!\w)", "@'s", text)
-        text = re.sub(rf"(?<!\w){re.escape(subject)}(?!\w)", "@", text)
-    agreed = re.sub(r"\b(?:does|do)\b", "do", re.sub(r"\b(?:is|am|are)\b", "be", text))
-    return " ".join(words_of(agreed.replace("@'s", "whose").replace("@", "whom"))) or text
+        for words in (possessive(subject).lower(), subject):
+            text = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", "@", text)
+    return _AGREEING.sub("do", text)
 
 
 def open_questions(facts: Sequence[Fact]) -> list[tuple[str, list[Fact]]]:
