@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 def _recipe(parser: argparse.ArgumentParser) -> None:
     for name, (kind, text) in RECIPE_FLAGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=text)
+    parser.add_argument("--recipe", type=Path, default=None, help="JSON file with settings; flags go before it")
     parser.add_argument("--activate", action="store_true", help="serve the new version at once")
 
 
@@ -278,7 +280,16 @@ def _staged(registry: AdapterRegistry, version: AdapterVersion, folder: Path) ->
 
 
 def _recipe_of(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in RECIPE_FLAGS if getattr(args, name) is not None}
+    """Fields of a recipe: the file's, and over them the flags'. Raises BadInput."""
+    fields: Any = {}
+    if args.recipe:
+        try:
+            fields = json.loads(args.recipe.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"The recipe {args.recipe} cannot be read: {error}.") from error
+    if not isinstance(fields, dict):
+        raise BadInput(f"The recipe {args.recipe} holds no JSON object.")
+    return fields | {name: getattr(args, name) for name in RECIPE_FLAGS if getattr(args, name) is not None}
 
 
 @contextmanager
