@@ -94,7 +94,7 @@ def consolidate(
     facts = facts_in(memories)
     never = [each.question for each in exam.held_out] if exam else []
     parts = split(facts, random.Random(f"{recipe.seed} split"), never)
-    exam = exam or make_exam(facts, parts.held_out, recipe.seed)
+    exam = exam or make_exam(facts, parts.held_out, recipe)
     prepared = _prepared(model, facts, parts, recipe, work, tell)
     trained = attach(model, recipe)
     training = Training(trained, prepared.lessons, prepared.replays, recipe, work / CHECKPOINT)

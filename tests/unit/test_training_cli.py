@@ -19,7 +19,7 @@ from tests.unit.training_cases import TEXTS
 
 ALICE = Caller("alice", bound=True)
 RECIPE = {
-    "epochs": 1, "batch": 6, "pool": 8, "teach": False, "device": "cpu",
+    "epochs": 1, "batch": 6, "pool": 8, "teach": False, "device": "cpu", "recall_questions": 10,
     "min_accuracy": 0.0, "max_recall_loss": 1.0, "max_perplexity_rise": 100.0,
 }  # fmt: skip
 

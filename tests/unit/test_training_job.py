@@ -24,7 +24,13 @@ from memos_vllm.parameter.registry import AdapterRegistry, Caller
 from memos_vllm.vault import Vault
 from tests.unit.training_cases import TEXTS
 
-ANY = {"min_accuracy": 0.0, "max_recall_loss": 1.0, "max_perplexity_rise": 100.0, "device": "cpu"}
+ANY = {
+    "min_accuracy": 0.0,
+    "max_recall_loss": 1.0,
+    "max_perplexity_rise": 100.0,
+    "device": "cpu",
+    "recall_questions": 10,
+}
 QUICK = {"epochs": 1, "batch": 6, "pool": 8, "teach": False, "checkpoint_seconds": 0.0, **ANY}
 SLOW = {**QUICK, "epochs": 4000}
 WAIT = 120.0
