@@ -89,6 +89,10 @@ class AdapterRegistry:
         held = [held for held in self.vault.adapters_of(caller.principals) if _visible(held, caller)]
         return sorted(map(entry_of, held), key=lambda entry: entry.owner != caller.user)
 
+    def all(self) -> "list[AdapterEntry]":
+        """The adapters of all owners, for an operator, by owner and name."""
+        return [entry_of(held) for held in self.vault.all_adapters()]
+
     def get(self, caller: Caller, name: str) -> AdapterEntry:
         """The adapter that a caller calls `NAME`, or `OWNER/NAME`. Raises NotFound."""
         return entry_of(self._found(caller, name))
