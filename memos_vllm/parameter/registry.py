@@ -31,7 +31,7 @@ MAX_BYTES = 1 << 30
 class AdapterRegistry:
     """The adapters of a vault. Thread-safe; several processes may have one each on the same vault.
 
-    base: the model that they are to fit; without one nothing can be added, and any base is served.
+    base, max_rank: what they are to fit; without a base nothing can be added, and everything fits.
     """
 
     def __init__(
@@ -226,10 +226,12 @@ class AdapterRegistry:
         return usable
 
     def _check_fits(self, version: AdapterVersion) -> None:
-        if self.base is not None and version.base != self.base.fingerprint:
+        if self.base is None:
+            return
+        if version.base != self.base.fingerprint:
             raise AdapterUnusable(
-                f"{version.served} was made for another base model, {version.base_model!r} ({version.base}); here "
-                f"it is {self.base.name!r} ({self.base.fingerprint})."
+                f"{version.served} was made for another base model, {version.base_model!r} ({version.base}), not for "
+                f"{self.base.name!r} ({self.base.fingerprint})."
             )
         if version.rank > self.max_rank:
             raise AdapterUnusable(f"{version.served} has rank {version.rank}, the limit here is {self.max_rank}.")
