@@ -8,6 +8,7 @@ files that were made to share a digest can only meet in the hands of their maker
 is renamed and ends with its process: a folder without rows and without a lock was left by a crash.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -21,7 +22,7 @@ from pathlib import Path
 import xxhash
 
 from memos_vllm.cube import MemCube, Parameter, is_id
-from memos_vllm.errors import Conflict
+from memos_vllm.errors import Conflict, MemosError, VaultFull, VaultUnavailable
 from memos_vllm.vault import keys
 from memos_vllm.vault.env import Txn, sync
 from memos_vllm.vault.records import Damaged, decode
@@ -33,6 +34,7 @@ WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 
 _CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PARTIAL = ".partial"
 _GONE = ".gone"
 
@@ -75,6 +77,13 @@ def fault_of(folder: Path, digest: str) -> str:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+
+
+def failure(folder: Path, error: OSError) -> MemosError:
+    """What a file system's refusal to write below a folder is answered with."""
+    if error.errno in _FULL:
+        return VaultFull(f"The disk under {folder} is full; nothing was stored. Free some space.")
+    return VaultUnavailable(f"Cannot write below {folder}: {error.strerror or error}; nothing was stored.")
 
 
 def hold(txn: Txn, cube: MemCube) -> int:

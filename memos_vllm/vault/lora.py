@@ -41,14 +41,16 @@ class Adapters(KVManifest):
     def new_adapter_folder(self) -> Iterator[Path]:
         """An empty folder beside the others, for the files that `put_adapter` takes; gone at the end of the block.
 
-        Raises VaultUnavailable, OSError.
+        An OSError of the block becomes VaultFull or VaultUnavailable.
         """
         self._writable()
         try:
             with adapter_files.new_folder(self.path) as folder:
                 yield folder
-        except BaseException:
+        except BaseException as error:
             self.sweep_adapters()
+            if isinstance(error, OSError):
+                raise adapter_files.failure(self.path, error) from error
             raise
 
     def put_adapter(self, draft: MemCube, folder: Path, *, actor: str, switch: Switch | None = None) -> HeldAdapter:
