@@ -155,8 +155,7 @@ def new_folder(memory_dir: Path) -> Iterator[Path]:
 def bury(txn: Txn, memory_dir: Path) -> None:
     """Remove the folders whose cubes are gone; one that cannot be removed is tried again at the next start."""
     for key, _ in list(txn.scan("adapter_doomed")):
-        folder = place(memory_dir, *keys.split_adapter_files(key))
-        if _remove(folder):
+        if _cleared(place(memory_dir, *keys.split_adapter_files(key))):
             txn.delete("adapter_doomed", key)
 
 
@@ -179,9 +178,7 @@ def sweep(txn: Txn, memory_dir: Path) -> None:
     """Remove what a crash has left. In a write transaction, so that no folder gets its rows meanwhile."""
     for folder in _folders(memory_dir):
         if not _is_named(txn, folder):
-            with _claimed(folder) as claimed:
-                if claimed:
-                    _remove(folder)
+            _cleared(folder)
 
 
 def problems(txn: Txn, memory_dir: Path) -> Iterator[str]:
@@ -247,18 +244,27 @@ def _claimed(folder: Path) -> Iterator[bool]:
     """Whether no living process writes to a folder; if so, none begins to before the end of the block."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
+    except OSError:
         yield False
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        claimed = True
-    except BlockingIOError:
-        claimed = False
-    try:
-        yield claimed
+        yield _locked(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody else has it, or the file system knows no locks
+        return False
+    return True
+
+
+def _cleared(folder: Path) -> bool:
+    """Remove a folder that no living process writes to; whether it is gone."""
+    with _claimed(folder) as claimed:
+        return (claimed and _remove(folder)) or not folder.exists()
 
 
 def _folders(memory_dir: Path) -> list[Path]:

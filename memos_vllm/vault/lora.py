@@ -125,7 +125,7 @@ class Adapters(KVManifest):
     def switch_adapter(
         self, cube_id: str, switch: Switch, *, actor: str, action: str, default: bool | None = None
     ) -> HeldAdapter:
-        """Make another version active, or none; an adapter that was archived or frozen is activated with it.
+        """Make another version active, or none; an adapter that was archived is activated with it.
 
         default: whether it is its owner's default from now on; None: it becomes that where there is none.
         Raises NotFound, Conflict, and what `switch` raises.
@@ -219,16 +219,15 @@ def _switch(
     if new != old:
         adapters.switch(txn, new, actor, action)
     cube = tables.newest(txn, cube_id)
-    if new.active and cube.header.state != "activated":
+    if new.active and cube.header.state not in ("activated", "frozen"):
         states.check_transition(cube.header.state, "activated")
         changes.transit(txn, cube, "activated", actor)
-    if default is None:
-        default = bool(new.active) and adapters.default_of(txn, new.owner) in (None, cube_id)
-        if default:
-            adapters.set_default(txn, new, True)
-    else:
+    if default is None and new.active and adapters.default_of(txn, new.owner) is None:
+        default = True
+    if default is not None and default != (adapters.default_of(txn, new.owner) == cube_id):
         adapters.set_default(txn, new, default)
-        adapters.touch(txn)
+        detail = {"default": default}
+        audit.append(txn, actor=actor, action="adapter.default", target=cube_id, owner=new.owner, detail=detail)
     return new
 
 

@@ -132,9 +132,11 @@ def test_what_a_caller_may_not_see_does_not_exist(
 
 
 def test_sharing(registry: AdapterRegistry, tmp_path: Path) -> None:
-    stored = add(registry, tmp_path, activate=True, access=READ)
+    stored = add(registry, tmp_path, activate=True, access=READ, parents=("0" * 32 + "@1",))
     assert registry.resolve(BO, "maya/poet") == stored
-    assert [entry.name for entry in registry.list(BO)] == ["poet"]
+    shared, mine = registry.list(BO)[0], registry.list(MAYA)[0]
+    assert shared == registry.get(BO, "maya/poet") and mine.access == READ and mine.versions == (stored,)
+    assert shared.access == shared.versions[0].parents == (), "who else may use it, and what it was made from"
     for attempt in ATTEMPTS[3:8]:
         with pytest.raises(Forbidden, match="not yours"):
             attempt(registry, BO, "maya/poet", tmp_path)
@@ -237,11 +239,12 @@ def test_revision_and_existence(registry: AdapterRegistry, tmp_path: Path) -> No
 def test_another_base_model_is_not_served(registry: AdapterRegistry, tmp_path: Path) -> None:
     add(registry, tmp_path, activate=True)
     other = AdapterRegistry(registry.vault, base=dataclasses.replace(base(), name="other", fingerprint="f" * 32))
-    for attempt in (
+    attempts: list[Callable[[], object]] = [
         lambda: other.resolve(MAYA, "poet"),
         lambda: other.default_of(MAYA),
         lambda: other.activate(MAYA, "poet"),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(AdapterUnusable, match="made for another base model, 'tiny'"):
             attempt()
     assert other.list(MAYA)[0].active == 1, "it is there all the same"
@@ -267,6 +270,8 @@ def test_adding_needs_a_good_name_and_a_base(registry: AdapterRegistry, tmp_path
 def test_a_frozen_adapter_gets_no_new_version(registry: AdapterRegistry, tmp_path: Path) -> None:
     stored = add(registry, tmp_path)
     registry.vault.transition(stored.cube_id, "frozen", actor="maya")
+    assert registry.activate(MAYA, "poet") == registry.resolve(MAYA, "poet") == stored
+    assert registry.get(MAYA, "poet").state == "frozen"
     with pytest.raises(Conflict, match="is frozen"):
         add(registry, tmp_path, seed=1)
     assert len(list((registry.vault.path / "adapters").iterdir())) == 1 and registry.vault.check() == []

@@ -149,6 +149,21 @@ def test_a_restored_snapshot_leaves_what_is_active(registry: AdapterRegistry, tm
     assert len(registry.get(MAYA, "poet").versions) == 3 and registry.vault.check() == []
 
 
+def test_a_snapshot_of_a_version_that_was_removed(registry: AdapterRegistry, tmp_path: Path) -> None:
+    """The other memories come back all the same."""
+    add(registry, tmp_path, activate=True)
+    add(registry, tmp_path, seed=1)
+    registry.remove(MAYA, "poet", 2)
+    tea = add_text(registry.vault, "tea")[0]
+    registry.vault.snapshot("maya", "before", actor="maya")
+    add(registry, tmp_path, seed=2)
+    registry.vault.update(tea.id, "coffee", actor="maya")
+    registry.vault.restore_snapshot("maya", "before", actor="maya")
+    assert registry.vault.get(tea.id).text == "tea"
+    assert [version.version for version in registry.get(MAYA, "poet").versions] == [1, 3]
+    assert registry.vault.check() == []
+
+
 def test_files_count_as_their_owners_bytes(registry: AdapterRegistry, tmp_path: Path) -> None:
     one = add(registry, tmp_path)
     used = registry.vault.usage("maya")
