@@ -115,8 +115,8 @@ def let_go(txn: Txn, database: str, row: bytes, stored: bytes) -> int:
     return _bytes(cube)
 
 
-def settle(txn: Txn, memory_dir: Path, folder: Path, cube: MemCube) -> None:
-    """Bring a whole, synced folder to its place, before the cube that names it is stored.
+def settle(txn: Txn, memory_dir: Path, folder: Path, cube: MemCube) -> Path:
+    """Bring a whole, synced folder to its place, before the cube that names it is stored; returns where it is then.
 
     Files that are there already stay if they are the same and sound, for others may read them. Raises Conflict where
     they are others under the same digest.
@@ -124,16 +124,17 @@ def settle(txn: Txn, memory_dir: Path, folder: Path, cube: MemCube) -> None:
     key, payload = key_of(cube), cube.payload
     assert key is not None and isinstance(payload, Parameter)
     target = place(memory_dir, cube.id, payload.digest)
-    if not folder.exists():
-        return  # this write runs again: it is there
+    if folder == target:
+        return target  # this write runs again
     if txn.get("adapter_files", key) is not None and not fault_of(target, payload.digest):
         if not all(cmp(folder / name, target / name, shallow=False) for name in FILES):
             raise Conflict("These files differ from an earlier version's but have its digest; train the adapter anew.")
-        return
+        return folder
     if target.exists():
         _remove(target)
     folder.rename(target)
     sync(target.parent)
+    return target
 
 
 @contextmanager

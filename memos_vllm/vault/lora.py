@@ -64,16 +64,17 @@ class Adapters(KVManifest):
         owner, name = first.owner, first.payload.name
 
         def work(txn: Txn) -> HeldAdapter:
+            nonlocal folder
             known = adapters.find(txn, owner, owner, name)
             if known is None:
                 cube = first
-                adapter_files.settle(txn, self.path, folder, cube)
+                folder = adapter_files.settle(txn, self.path, folder, cube)
                 changes.enter(txn, cube, actor)
                 adapters.begin(txn, cube)
             else:
                 old = tables.newest(txn, known)
                 cube = versions.replaced(old, draft, actor)
-                adapter_files.settle(txn, self.path, folder, cube)
+                folder = adapter_files.settle(txn, self.path, folder, cube)
                 changes.supersede(txn, old, cube, actor)
             if switch is not None:
                 _switch(txn, cube.id, switch, actor, "adapter.activate")

@@ -6,13 +6,15 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import lmdb
 import pytest
 
+from memos_vllm.cube import Header, MemCube, new_id
 from memos_vllm.errors import AdapterUnusable, Conflict, VaultFull, VaultUnavailable
 from memos_vllm.parameter import folders
-from memos_vllm.parameter.registry import AdapterRegistry, AdapterVersion
-from memos_vllm.vault import Vault
-from tests.unit.adapter_cases import MAYA, add, files, registry_of
+from memos_vllm.parameter.registry import AdapterFiles, AdapterRegistry, AdapterVersion
+from memos_vllm.vault import AdapterRecord, Vault, adapter_files
+from tests.unit.adapter_cases import MAYA, add, base, files, registry_of
 
 
 @pytest.fixture
@@ -196,3 +198,38 @@ def test_folders_are_for_their_user_alone(registry: AdapterRegistry, tmp_path: P
     registry.stage(stored, tmp_path / "out")
     for folder in (registry.vault.path / "adapters", registry.folder(stored), tmp_path / "out"):
         assert folder.stat().st_mode & 0o077 == 0
+
+
+def draft_of(folder: Path, made: AdapterFiles) -> MemCube:
+    payload = folders.take_in(folder, made, base(), name="poet", max_rank=64, max_bytes=1 << 30)
+    return MemCube(Header(id=new_id(), owner="maya"), payload)
+
+
+def test_a_write_that_runs_again_finds_its_files(registry: AdapterRegistry, tmp_path: Path) -> None:
+    """The map was full after the files had got their place, and has grown."""
+    vault, runs = registry.vault, []
+
+    def full_once(record: AdapterRecord, alive: set[int]) -> AdapterRecord:
+        runs.append(record)
+        if len(runs) == 1:
+            raise lmdb.MapFullError("full")
+        return record
+
+    with vault.new_adapter_folder() as folder:
+        draft = draft_of(folder, files(tmp_path / "in"))
+        vault.put_adapter(draft, folder, actor="maya", switch=full_once)
+    assert len(runs) == 2 and vault.check() == [] and len(names(registry)) == 1
+
+
+def test_files_follow_their_cube_where_a_run_was_undone(registry: AdapterRegistry, tmp_path: Path) -> None:
+    """Another process made an adapter of that name meanwhile, so they belong to the next version of that one."""
+    vault = registry.vault
+    with vault.new_adapter_folder() as folder:
+        draft = draft_of(folder, files(tmp_path / "in"))
+        first = vault._env.write(lambda txn: adapter_files.settle(txn, vault.path, folder, draft))
+        assert names(registry) == [first.name] and first.name.startswith(draft.id)
+        other = add(registry, tmp_path, seed=1)
+        vault.put_adapter(draft, first, actor="maya")
+    assert vault.check() == [] and len(names(registry)) == 2
+    assert staged(registry, registry.resolve(MAYA, "poet@v2"), tmp_path / "out") == ""
+    assert other.version == 1

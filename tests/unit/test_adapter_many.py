@@ -41,8 +41,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterRegist
         for number in range(MANY):
             owner = "maya" if number < HERS else f"user-{number}"
             made.add(owner, f"a{number}", files, author=owner, activate=True)
-        print(f"\nadd: {1e3 * (time.perf_counter() - began) / MANY:.1f} ms each")
+        tell(f"\nadd: {1e3 * (time.perf_counter() - began) / MANY:.1f} ms each")
         yield made
+
+
+def tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
 
 
 def median_ms(work: Callable[[], object], turns: int) -> float:
@@ -59,7 +63,7 @@ def test_listing(registry: AdapterRegistry) -> None:
     assert (len(registry.list(MAYA)), len(registry.list(one)), len(registry.all())) == (HERS, 1, MANY)
     hers, theirs = median_ms(lambda: registry.list(MAYA), 5), median_ms(lambda: registry.list(one), 50)
     everything = median_ms(registry.all, 5)
-    print(f"list: {HERS} of a user {hers:.1f} ms, 1 of a user {theirs:.2f} ms, all {MANY} {everything:.1f} ms")
+    tell(f"list: {HERS} of a user {hers:.1f} ms, 1 of a user {theirs:.2f} ms, all {MANY} {everything:.1f} ms")
     assert theirs < 20 and hers < 1000 and everything < 2000
 
 
@@ -71,26 +75,26 @@ def test_resolving(registry: AdapterRegistry) -> None:
     own = median_ms(lambda: registry.resolve(MAYA, "a250"), 200)
     default = median_ms(lambda: registry.default_of(MAYA), 200)
     theirs, nobodys = median_ms(lambda: missed("maya/a250"), 200), median_ms(lambda: missed("maya/b250"), 200)
-    print(f"resolve: own {own:.3f} ms, default {default:.3f} ms, another's {theirs:.3f} ms, nobody's {nobodys:.3f} ms")
+    tell(f"resolve: own {own:.3f} ms, default {default:.3f} ms, another's {theirs:.3f} ms, nobody's {nobodys:.3f} ms")
     assert max(own, default, theirs, nobodys) < 20
 
 
 def test_starting(registry: AdapterRegistry) -> None:
     command = [sys.executable, "-c", START, str(registry.vault.path)]
     seconds = [float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
-    print(f"start: {1e3 * min(seconds):.0f} ms with {MANY} adapters")
+    tell(f"start: {1e3 * min(seconds):.0f} ms with {MANY} adapters")
     assert min(seconds) < 5
 
 
 def test_checking(registry: AdapterRegistry) -> None:
     began = time.perf_counter()
     assert registry.vault.check() == []
-    print(f"check: {time.perf_counter() - began:.1f} s, every file read")
+    tell(f"check: {time.perf_counter() - began:.1f} s, every file read")
 
 
 def test_staging(registry: AdapterRegistry, tmp_path: Path) -> None:
     version = registry.resolve(MAYA, "a250")
     targets = iter(tmp_path / str(number) for number in range(50))
     milliseconds = median_ms(lambda: registry.stage(version, next(targets)), 50)
-    print(f"stage: {milliseconds:.2f} ms for {version.bytes:,} bytes")
+    tell(f"stage: {milliseconds:.2f} ms for {version.bytes:,} bytes")
     assert milliseconds < 200
