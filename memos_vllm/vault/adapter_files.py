@@ -144,7 +144,9 @@ def new_folder(memory_dir: Path) -> Iterator[Path]:
     What is in it then is removed, unless `settle` gave it a place. Raises OSError.
     """
     parent = memory_dir / ADAPTERS
-    parent.mkdir(mode=0o700, exist_ok=True)
+    if not parent.is_dir():
+        parent.mkdir(mode=0o700, exist_ok=True)
+        sync(memory_dir)
     folder, lock = _locked_folder(parent)
     try:
         yield folder
