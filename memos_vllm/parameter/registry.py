@@ -20,7 +20,7 @@ from memos_vllm.parameter.entries import AdapterEntry, AdapterVersion, entry_of,
 from memos_vllm.parameter.folders import AdapterFiles
 from memos_vllm.vault import AdapterRecord, HeldAdapter, Vault
 from memos_vllm.vault.lora import Switch
-from memos_vllm.vault.states import HOT
+from memos_vllm.vault.states import SERVING
 
 __all__ = ["AdapterEntry", "AdapterFiles", "AdapterRegistry", "AdapterVersion", "BaseModel", "Caller"]
 
@@ -31,7 +31,7 @@ MAX_BYTES = 1 << 30
 class AdapterRegistry:
     """The adapters of a vault. Thread-safe; several processes may have one each on the same vault.
 
-    base: the model that they are to fit; without one nothing can be added, and any base is served.
+    base, max_rank: what they are to fit; without a base nothing can be added, and everything fits.
     """
 
     def __init__(
@@ -87,11 +87,17 @@ class AdapterRegistry:
     def list(self, caller: Caller) -> "list[AdapterEntry]":
         """The adapters that a caller may use: their own, then others', by owner and name."""
         held = [held for held in self.vault.adapters_of(caller.principals) if _visible(held, caller)]
-        return sorted(map(entry_of, held), key=lambda entry: entry.owner != caller.user)
+        entries = (entry_of(one, owned=one.record.owner in caller.principals) for one in held)
+        return sorted(entries, key=lambda entry: entry.owner != caller.user)
+
+    def all(self) -> "list[AdapterEntry]":
+        """The adapters of all owners, for an operator, by owner and name."""
+        return [entry_of(held, owned=True) for held in self.vault.all_adapters()]
 
     def get(self, caller: Caller, name: str) -> AdapterEntry:
         """The adapter that a caller calls `NAME`, or `OWNER/NAME`. Raises NotFound."""
-        return entry_of(self._found(caller, name))
+        held = self._found(caller, name)
+        return entry_of(held, owned=held.record.owner in caller.principals)
 
     def resolve(self, caller: Caller, model: str) -> AdapterVersion:
         """The version that a request for `NAME[@vN]` or `OWNER/NAME[@vN]` gets.
@@ -208,7 +214,7 @@ class AdapterRegistry:
 
     def _usable(self, held: HeldAdapter, version: int | None) -> AdapterVersion:
         named, header = held.record.name, held.newest.header
-        if held.newest.expired() or header.state not in HOT:
+        if held.newest.expired() or header.state not in SERVING:
             state = "expired" if held.newest.expired() else header.state
             raise AdapterInactive(f"The adapter {named!r} is {state}; activate it, or add it anew if it has expired.")
         if header.licence is not None and header.licence.expires and header.licence.expires <= now():
@@ -222,10 +228,12 @@ class AdapterRegistry:
         return usable
 
     def _check_fits(self, version: AdapterVersion) -> None:
-        if self.base is not None and version.base != self.base.fingerprint:
+        if self.base is None:
+            return
+        if version.base != self.base.fingerprint:
             raise AdapterUnusable(
-                f"{version.served} was made for another base model, {version.base_model!r} ({version.base}); here "
-                f"it is {self.base.name!r} ({self.base.fingerprint})."
+                f"{version.served} was made for another base model, {version.base_model!r} ({version.base}), not for "
+                f"{self.base.name!r} ({self.base.fingerprint})."
             )
         if version.rank > self.max_rank:
             raise AdapterUnusable(f"{version.served} has rank {version.rank}, the limit here is {self.max_rank}.")

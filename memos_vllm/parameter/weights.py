@@ -59,9 +59,9 @@ def read_header(path: Path, *, max_bytes: int = MAX_HEADER) -> Header:
     with path.open("rb") as file:
         start = file.read(8)
         size = int.from_bytes(start, "little")
-        if start.startswith(_PICKLES):
-            raise BadInput("The weights are a pickle, which is never loaded; save them as safetensors.")
         if len(start) < 8 or size > min(max_bytes, os.fstat(file.fileno()).st_size - 8):
+            if start.startswith(_PICKLES):
+                raise BadInput("The weights are a pickle, which is never loaded; save them as safetensors.")
             raise BadInput("The weights are no whole safetensors file: its header is cut short or too long.")
         raw = file.read(size)
     try:

@@ -11,6 +11,7 @@ from memos_vllm.errors import Conflict, NotFound
 from memos_vllm.vault import adapter_files, adapters, audit, books, changes, keys, snapshots, states, tables, versions
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
+from memos_vllm.vault.migrations import ACTOR
 from memos_vllm.vault.records import AdapterRecord
 
 Switch = Callable[[AdapterRecord, set[int]], AdapterRecord]
@@ -40,14 +41,16 @@ class Adapters(KVManifest):
     def new_adapter_folder(self) -> Iterator[Path]:
         """An empty folder beside the others, for the files that `put_adapter` takes; gone at the end of the block.
 
-        Raises VaultUnavailable, OSError.
+        An OSError of the block becomes VaultFull or VaultUnavailable.
         """
         self._writable()
         try:
             with adapter_files.new_folder(self.path) as folder:
                 yield folder
-        except BaseException:
+        except BaseException as error:
             self.sweep_adapters()
+            if isinstance(error, OSError):
+                raise adapter_files.failure(self.path, error) from error
             raise
 
     def put_adapter(self, draft: MemCube, folder: Path, *, actor: str, switch: Switch | None = None) -> HeldAdapter:
@@ -61,16 +64,17 @@ class Adapters(KVManifest):
         owner, name = first.owner, first.payload.name
 
         def work(txn: Txn) -> HeldAdapter:
+            nonlocal folder
             known = adapters.find(txn, owner, owner, name)
             if known is None:
                 cube = first
-                adapter_files.settle(txn, self.path, folder, cube)
+                folder = adapter_files.settle(txn, self.path, folder, cube)
                 changes.enter(txn, cube, actor)
                 adapters.begin(txn, cube)
             else:
                 old = tables.newest(txn, known)
                 cube = versions.replaced(old, draft, actor)
-                adapter_files.settle(txn, self.path, folder, cube)
+                folder = adapter_files.settle(txn, self.path, folder, cube)
                 changes.supersede(txn, old, cube, actor)
             if switch is not None:
                 _switch(txn, cube.id, switch, actor, "adapter.activate")
@@ -122,7 +126,7 @@ class Adapters(KVManifest):
     def switch_adapter(
         self, cube_id: str, switch: Switch, *, actor: str, action: str, default: bool | None = None
     ) -> HeldAdapter:
-        """Make another version active, or none; an adapter that was archived or frozen is activated with it.
+        """Make another version active, or none; an adapter that was archived is activated with it.
 
         default: whether it is its owner's default from now on; None: it becomes that where there is none.
         Raises NotFound, Conflict, and what `switch` raises.
@@ -155,11 +159,8 @@ class Adapters(KVManifest):
         def work(txn: Txn) -> None:
             record = adapters.record_of(txn, cube_id)
             _check_droppable(txn, record, version)
-            cube = tables.version_of(txn, cube_id, version)
-            newest = tables.newest(txn, cube_id).version == version
-            key = keys.cube_key(cube_id) if newest else keys.numbered(cube_id, version)
-            books.put_cube(txn, "cubes" if newest else "versions", key, _without_files(cube))
-            adapters.drop_number(txn, cube_id, version)
+            newest = tables.newest(txn, cube_id)
+            _take_files(txn, tables.version_of(txn, cube_id, version), newest=newest.version == version)
             detail = {"version": version}
             audit.append(txn, actor=actor, action="adapter.remove", target=cube_id, owner=record.owner, detail=detail)
 
@@ -184,6 +185,33 @@ class Adapters(KVManifest):
             self._env.write(lambda txn: adapter_files.sweep(txn, self.path), frees=True)
 
 
+def lose(txn: Txn, cube_id: str, digest: str) -> None:
+    """Files of an adapter are lost: no stored cube names them any more, and no version that had them is active."""
+    cube = tables.find(txn, cube_id)
+    for version in tables.versions_of(txn, cube) if cube else ():
+        if _digest(version) == digest:
+            _take_files(txn, version, newest=version is cube)
+    for key, stored in list(txn.scan("snapshot_cubes")):
+        if key.endswith(keys.cube_key(cube_id)):
+            copy = tables.decoded(stored, MemCube, "snapshot_cubes", key)
+            if _digest(copy) == digest:
+                books.put_cube(txn, "snapshot_cubes", key, _without_files(copy))
+                snapshots.recount(txn, key[: -keys.ID_BYTES])
+
+
+def _take_files(txn: Txn, version: MemCube, *, newest: bool) -> None:
+    """A version keeps its place in the history, without files or number."""
+    key = keys.cube_key(version.id) if newest else keys.numbered(version.id, version.version)
+    books.put_cube(txn, "cubes" if newest else "versions", key, _without_files(version))
+    adapters.drop_number(txn, version.id, version.version)
+    if (record := adapters.record_of(txn, version.id)).active == version.version:
+        adapters.switch(txn, msgspec.structs.replace(record, active=0), ACTOR, "adapter.deactivate")
+
+
+def _digest(cube: MemCube) -> str:
+    return cube.payload.digest if isinstance(cube.payload, Parameter) else ""
+
+
 def _switch(
     txn: Txn, cube_id: str, switch: Switch, actor: str, action: str, default: bool | None = None
 ) -> AdapterRecord:
@@ -192,16 +220,15 @@ def _switch(
     if new != old:
         adapters.switch(txn, new, actor, action)
     cube = tables.newest(txn, cube_id)
-    if new.active and cube.header.state != "activated":
+    if new.active and cube.header.state not in ("activated", "frozen"):
         states.check_transition(cube.header.state, "activated")
         changes.transit(txn, cube, "activated", actor)
-    if default is None:
-        default = bool(new.active) and adapters.default_of(txn, new.owner) in (None, cube_id)
-        if default:
-            adapters.set_default(txn, new, True)
-    else:
+    if default is None and new.active and adapters.default_of(txn, new.owner) is None:
+        default = True
+    if default is not None and default != (adapters.default_of(txn, new.owner) == cube_id):
         adapters.set_default(txn, new, default)
-        adapters.touch(txn)
+        detail = {"default": default}
+        audit.append(txn, actor=actor, action="adapter.default", target=cube_id, owner=new.owner, detail=detail)
     return new
 
 
