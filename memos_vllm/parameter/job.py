@@ -39,6 +39,8 @@ SPEC, STATUS, LOCK, CANCEL, LOG, WORK = "spec.json", "status.json", "lock", "can
 RUNNING = "running.lock"
 MAX_UNFINISHED = 4
 """Jobs that an owner may have waiting or running."""
+START_SECONDS = 60.0
+"""How long a new job's process may take to start."""
 STOP_SECONDS = 10.0
 """How long a job that must go has time to notice, before it is killed."""
 
@@ -189,20 +191,30 @@ class Jobs:
 
 def seen(path: Path) -> JobStatus:
     """The status in a job's folder, with `interrupted` where its process is gone. Raises NotFound."""
+    status = _read(path)
+    if status.state in FINAL or not _is_free(path / LOCK):
+        return status
+    status = _read(path)  # it may have ended in between
+    if status.state in FINAL or (status.state == "queued" and _age(path / STATUS) < START_SECONDS):
+        return status
+    return msgspec.structs.replace(status, state="interrupted")
+
+
+def _read(path: Path) -> JobStatus:
     try:
-        status = msgspec.json.decode((path / STATUS).read_bytes(), type=JobStatus)
+        return msgspec.json.decode((path / STATUS).read_bytes(), type=JobStatus)
     except FileNotFoundError as error:
         raise NotFound(f"There is no training {path.name!r}.") from error
-    if status.state == "running" and _is_free(path / LOCK):
-        again = msgspec.json.decode((path / STATUS).read_bytes(), type=JobStatus)
-        return msgspec.structs.replace(again, state="interrupted") if again.state == "running" else again
-    return status
+
+
+def _age(file: Path) -> float:
+    """Seconds since it was written."""
+    return time.time() - file.stat().st_mtime
 
 
 def update(path: Path, **fields: Any) -> JobStatus:
     """Write fields of a job's status."""
-    status = msgspec.json.decode((path / STATUS).read_bytes(), type=JobStatus)
-    changed = msgspec.structs.replace(status, updated=now(), **fields)
+    changed = msgspec.structs.replace(_read(path), updated=now(), **fields)
     write(path / STATUS, changed)
     return changed
 
