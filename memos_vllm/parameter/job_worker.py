@@ -29,7 +29,7 @@ from memos_vllm.parameter.job import (
     locked,
     seen,
     update,
-)  # fmt: skip
+)
 from memos_vllm.parameter.progress import no_tell
 from memos_vllm.parameter.recipe import recipe_from
 from memos_vllm.parameter.registry import MAX_RANK, AdapterFiles, AdapterRegistry, Caller
@@ -63,7 +63,7 @@ def main(folder: Path) -> int:
 
 @contextlib.contextmanager
 def job_lock(folder: Path) -> Iterator[bool]:
-    """Whether this process is the job's; the lock file tells its process id. Those who only look hold it for moments."""
+    """Whether this process is the job's; the lock file tells its id. Those who only look hold it for moments."""
     with alone(folder / LOCK, LOCK_SECONDS) as lock:
         if lock:
             lock.truncate(0)
