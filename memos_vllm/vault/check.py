@@ -7,6 +7,7 @@ many are looked for one by one only where the numbers of rows do not add up.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from memos_vllm.cube import MemCube
@@ -28,7 +29,7 @@ def problems_in(txn: Txn, memory_dir: Path, tell: Tell = str) -> list[str]:
     parts: dict[str, Callable[[], Iterable[str]]] = {
         "memories": cubes.run,
         "manifest": manifest.run,
-        "adapters": lambda: [*adapters.problems(txn), *adapter_files.problems(txn, memory_dir)],
+        "adapters": lambda: chain(adapters.problems(txn), adapter_files.problems(txn, memory_dir)),
         "registry": lambda: registry.problems(txn),
         "audit log": lambda: audit.problems(txn),
         "snapshots": lambda: snapshots.problems(txn),
