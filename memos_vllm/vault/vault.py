@@ -27,7 +27,7 @@ from memos_vllm.vault.env import Environment, Txn, acquire, release
 from memos_vllm.vault.forgetting import Forgetting
 from memos_vllm.vault.pipeline import Pipelines
 from memos_vllm.vault.provenance import Ancestor
-from memos_vllm.vault.records import Event, KVRecord, Usage
+from memos_vllm.vault.records import Event, KVRecord, Usage, Uses
 from memos_vllm.vault.registry import Registry
 from memos_vllm.vault.search import Searchable
 from memos_vllm.vault.snapshots import TimeMachine
@@ -35,6 +35,8 @@ from memos_vllm.vault.versions import UpdateOperation
 
 START_MAP_BYTES = 64 << 20
 _COUNTED = ("cubes", "versions", "events", "snapshots", "unembedded", "kv")
+_RULES = frozenset({"priority", "namespace", "expires", "half_life_days", "sensitivity"})
+"""Header fields that say how a cube is to be treated: no quota keeps anybody from changing them."""
 
 # `Vault.list` hides the builtin from annotations in the class body.
 Ancestors = list[Ancestor]
@@ -173,7 +175,7 @@ class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, 
             changes.rewrite(txn, old, new, actor, "edit")
             return new
 
-        return self._change(work)
+        return self._change(work, adds=bool(metadata) or not fields.keys() <= _RULES)
 
     def prioritise(self, cube_id: str, priority: Priority, *, actor: str = "") -> MemCube:
         """Give a cube another priority; its K/V are pinned with it. actor: "" for its owner. Raises NotFound."""
@@ -184,7 +186,7 @@ class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, 
             changes.rewrite(txn, old, new, actor or old.owner, "edit")
             return new
 
-        return self._change(work)
+        return self._change(work, adds=False)
 
     def rollback(self, cube_id: str, version: int, *, actor: str) -> MemCube:
         """Make the content of an earlier version the newest one, as a new version.
@@ -212,24 +214,30 @@ class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, 
             states.check_transition(cube.header.state, state)
             return changes.transit(txn, cube, state, actor)
 
-        return self._change(work)
+        return self._change(work, adds=False)
 
     def transition_all(
-        self, cube_ids: Iterable[str], state: State, *, actor: str, only_from: Collection[State] | None = None
+        self,
+        cube_ids: Iterable[str],
+        state: State,
+        *,
+        actor: str,
+        only_if: Callable[[MemCube, Uses], bool] | None = None,
     ) -> Cubes:
         """Bring cubes into another state, in one transaction; left out are those that are gone or may not change to it.
 
-        only_from: those in other states are left out too. Returns the cubes that changed.
+        only_if: asked inside the transaction with each cube and its stored uses, and may be asked twice.
+        Returns the cubes that changed.
         """
         ids = [*dict.fromkeys(cube_ids)]
 
         def work(txn: Txn) -> Cubes:
             cubes = [cube for cube in (tables.find(txn, checked_id(cube_id)) for cube_id in ids) if cube is not None]
-            wanted = [cube for cube in cubes if only_from is None or cube.header.state in only_from]
-            ready = [cube for cube in wanted if state in states.ALLOWED[cube.header.state]]
-            return [changes.transit(txn, cube, state, actor) for cube in ready]
+            ready = [cube for cube in cubes if state in states.ALLOWED[cube.header.state]]
+            chosen = [cube for cube in ready if only_if is None or only_if(cube, tables.uses_of(txn, cube.id))]
+            return [changes.transit(txn, cube, state, actor) for cube in chosen]
 
-        return self._change(work) if ids else []
+        return self._change(work, adds=False) if ids else []
 
     def delete(self, cube_id: str, *, actor: str, snapshots: bool = False) -> KVKeys:
         """Remove a cube: texts, versions, index rows, manifest rows and KV files; an event without text stays.
@@ -275,14 +283,14 @@ class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, 
         start = keys.cube_key(checked_id(after)) if after else b""
         return self._env.read(lambda txn: list(islice(tables.all_cubes(txn, start), limit)))
 
-    def due(self, at: str, *, limit: int) -> Cubes:
+    def due(self, at: str, *, limit: int, after: MemCube | None = None) -> Cubes:
         """Cubes whose time to expire has come but whose state does not say so yet, soonest first.
 
-        at: a time in the form of `cube.now`.
+        at: a time in the form of `cube.now`; after: the last cube of the page before.
         """
 
         def work(txn: Txn) -> Cubes:
-            return [tables.newest(txn, cube_id) for cube_id in islice(books.due(txn, at), limit)]
+            return [tables.newest(txn, cube_id) for cube_id in islice(books.due(txn, at, after), limit)]
 
         return self._env.read(work)
 
