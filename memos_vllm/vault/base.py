@@ -1,6 +1,7 @@
 """What every part of the Vault class stands on: the folder, its environment, and whether it may write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,9 @@ from memos_vllm.vault.env import Environment, Txn
 from memos_vllm.vault.records import Usage
 
 Result = TypeVar("Result")
+
+SLICE = 1000
+"""Rows that one transaction of a long read sees: a write that has to be undone, and a map that grows, wait for it."""
 
 QuotaGuard = Callable[[str, Usage, Usage], None]
 """Owner, usage before a transaction, usage after it. What it raises undoes the transaction."""
@@ -29,6 +33,32 @@ class Opened:
         if self.readonly:
             raise VaultUnavailable("The vault is open for reading only.")
         return self._env
+
+    def _sliced(
+        self,
+        database: str,
+        take: Callable[[Txn, bytes, bytes], Result],
+        *,
+        under: bytes = b"",
+        after: bytes = b"",
+        rows: int = SLICE,
+    ) -> Iterator[Result]:
+        """What `take` makes of each row under a prefix, in key order, `rows` of them in one transaction.
+
+        What is written meanwhile may be among them or not.
+        """
+        while True:
+            start = after
+
+            def work(txn: Txn) -> list[tuple[bytes, Result]]:
+                found = islice(txn.scan(database, under, after=start), rows)  # noqa: B023
+                return [(key, take(txn, key, value)) for key, value in found]
+
+            page = self._env.read(work)
+            yield from (taken for _, taken in page)
+            if len(page) < rows:
+                return
+            after = page[-1][0]
 
     def _change(
         self, work: Callable[[Txn], Result], *, frees: bool = False, alone: bool = False, adds: bool = True

@@ -20,8 +20,9 @@ from memos_vllm.vault import (
     tables,
     versions,
 )
-from memos_vllm.vault.audit import AuditLog
 from memos_vllm.vault.backup import Keeper
+from memos_vllm.vault.base import SLICE
+from memos_vllm.vault.chain import VerifiedLog
 from memos_vllm.vault.check import Tell, problems_in
 from memos_vllm.vault.env import Environment, Txn, acquire, release
 from memos_vllm.vault.forgetting import Forgetting
@@ -47,7 +48,7 @@ KVRecords = list[KVRecord]
 Problems = list[str]
 
 
-class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, Keeper):
+class Vault(TimeMachine, Pipelines, Forgetting, VerifiedLog, Registry, Searchable, Keeper):
     """Cubes of all owners in one folder. Safe for several threads and processes; not across a fork.
 
     Every method that changes something is one transaction and on disk when it returns. All methods may raise
@@ -267,16 +268,18 @@ class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, 
         namespace: Namespace | None = None,
         states: Collection[State] | None = None,
     ) -> Cubes:
-        """Newest versions of an owner's cubes, oldest cube first; `after` is the last id of the page before."""
-        if after:
-            checked_id(after)
+        """Newest versions of an owner's cubes, oldest cube first; `after` is the last id of the page before.
+
+        Long lists are not of one moment.
+        """
+        start = keys.of_principal(owner, checked_id(after)) if after else b""
 
         def wanted(cube: MemCube) -> bool:
             return namespace in (None, cube.header.namespace) and (states is None or cube.header.state in states)
 
-        return self._env.read(
-            lambda txn: list(islice(filter(wanted, tables.cubes_under(txn, "owners", owner, after=after)), limit))
-        )
+        rows = SLICE if limit is None else max(1, min(limit, SLICE))
+        cubes = self._sliced("owners", tables.cube_named, under=keys.digest(owner), after=start, rows=rows)
+        return list(islice(filter(wanted, cubes), limit))
 
     def walk(self, *, after: str = "", limit: int) -> Cubes:
         """Newest versions of the cubes of all owners, in id order; `after` is the last id of the page before."""
