@@ -106,7 +106,7 @@ class Pipelines(KVManifest):
             audit.append(txn, actor=actor, action="pipeline", detail={"steps": len(steps)})
             return run.cubes
 
-        cubes = self._change(work)
+        cubes = self._change(work, adds=not all(isinstance(step, TransitionStep | DeleteStep) for step in steps))
         self._bury()
         return cubes
 
