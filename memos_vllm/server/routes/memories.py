@@ -78,7 +78,8 @@ def add_memories(body: AddRequest, service: Service, user: User) -> Memories:
     """Remember a text, or each user message, word for word; with `infer`, what the server's reader finds in them.
 
     All of it is stored, or none. What the reader finds and knows already comes back with the event NONE, what it
-    corrects with UPDATE.
+    corrects with UPDATE: both take the request's tags, sensitivity and access on top of their own, and what is
+    corrected takes its expiry. Namespace and priority are those of new memories.
     """
     kept = body.kept()
     if not kept:
