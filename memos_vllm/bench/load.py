@@ -27,6 +27,8 @@ WARM_UP = 3.0
 """Seconds of requests before the first measurement that do not count."""
 STALLED = 120.0
 """Seconds in which a server that embeds has to make one vector at least."""
+RECOVERY = 120.0
+"""Seconds that a server may go on with requests that timed out."""
 FOUND = 0.5
 """Least share of searches that have the memory they ask for among their results; a whole index finds nine of ten."""
 AWAITING = 0.01
@@ -100,6 +102,7 @@ class Load:
                 await self._embedded(target)
                 for label, rate, chats in plan:
                     self.progress.update(task, description=f"{label}: {name} at {rate}/s")
+                    await self._recovered(target)
                     memories = target.cubes()
                     async with Chats(http, target.crowd, chats) as beside:
                         samples = await at_rate(http, target.crowd, operation, rate, self.options.seconds)
@@ -123,6 +126,15 @@ class Load:
                     raise CheckFailed(f"a stored memory of {user} is not among the first ten for its own words")
         except (httpx.HTTPError, KeyError, ValueError) as error:
             raise CheckFailed(f"the vault was not filled ({type(error).__name__}: {error})") from error
+
+    async def _recovered(self, target: Target) -> None:
+        """Wait for an answer: by then the server is through with what timed out before. Raises CheckFailed."""
+        user = target.crowd.someone()
+        body = {"query": target.crowd.known[user].question, "user_id": user}
+        try:
+            await target.http.post("/v1/memories/search", json=body, timeout=RECOVERY)
+        except httpx.HTTPError as error:
+            raise CheckFailed(f"the server did not recover within {RECOVERY:.0f} s ({type(error).__name__})") from error
 
     async def _embedded(self, target: Target) -> None:
         """Wait until every memory has its vector. Raises CheckFailed where none is made any more."""

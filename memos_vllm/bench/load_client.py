@@ -150,24 +150,29 @@ async def _timed(http: httpx.AsyncClient, crowd: Crowd, operation: Operation, du
 
 
 class Chats:
-    """Chats one after another beside a measurement, `count` at a time; `done` and `failed` count them."""
+    """Chats one after another beside a measurement, `count` at a time; `done` and `failed` count them.
+
+    The block ends when those under way are answered: they count too.
+    """
 
     def __init__(self, http: httpx.AsyncClient, crowd: Crowd, count: int) -> None:
         self._http, self._crowd, self._count = http, crowd, count
         self._tasks: list[asyncio.Task[None]] = []
         self.done = self.failed = 0
+        self._over = False
 
     async def __aenter__(self) -> Chats:
         self._tasks = [asyncio.create_task(self._run()) for _ in range(self._count)]
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
+    async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._over = True
+        for task in self._tasks if error else ():
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(self) -> None:
-        while True:
+        while not self._over:
             user = self._crowd.someone()
             messages = [{"role": "user", "content": self._crowd.known[user].question}]
             body: dict[str, Any] = {"model": SERVED_NAME, "messages": messages, "max_tokens": 32, "ignore_eos": True}

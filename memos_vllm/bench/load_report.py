@@ -130,7 +130,7 @@ def print_load(options: LoadOptions, rows: Sequence[Measured], sizes: Sequence[S
     table = Table(title="Adding and searching memories", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("arm", "operation"):
         table.add_column(name)
-    columns = ("requests/s", "memories", "success", "found", "mean ms", "P50", "P90", "P99", "longest")
+    columns = ("rate /s", "memories", "success", "found", "mean ms", "P50", "P90", "P99", "longest")
     for name in (*columns, "chats", "failed", "no vector", "errors"):
         table.add_column(name, justify="right")
     for row in rows:
@@ -142,11 +142,9 @@ def print_load(options: LoadOptions, rows: Sequence[Measured], sizes: Sequence[S
     console.print(table)
     for size in sizes:
         grown = (size.resident - size.resident_before) / MIB
-        each = 100_000 / size.memories
         console.print(
             f"{size.arm}: {size.memories:,} memories take {size.disk / MIB:.0f} MiB of disk; the API server grew by "
-            f"{grown:.0f} MiB to {size.resident / MIB:.0f} MiB. Per 100,000 memories: {each * size.disk / MIB:.0f} MiB "
-            f"of disk, {each * grown:.0f} MiB of memory."
+            f"{grown:.0f} MiB to {size.resident / MIB:.0f} MiB."
         )
     console.print(f"Written: {options.out}/load.json, load.csv, load.png", soft_wrap=True)
 

@@ -124,7 +124,8 @@ def search(
     archived: bool | None = None,
     user_id: str | None = None,
 ) -> Call[list[Memory]]:
-    """The memories that fit a query best, best first, among all that the user may read.
+    """The memories that fit a query best, best first, among all that the user may read; where none fits, the latest
+    ones, with score 0.
 
     filters: metadata and header values they must have; threshold: least score; since, until: when it happened;
     types, tags: any of these; using: parts of the ranking; archived: among the user's own archived memories instead.

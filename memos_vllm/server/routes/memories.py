@@ -185,7 +185,8 @@ def _in_scope(
 @router.post("/memories/search", response_model=Memories, **NO_NONE)
 @router.post("/search", response_model=Memories, include_in_schema=False, **NO_NONE)
 def search_memories(body: SearchRequest, service: Service, user: User) -> Memories:
-    """The memories that fit the query best, among all that the user may read.
+    """The memories that fit the query best, among all that the user may read. Where none fits, the latest ones come
+    back, with score 0; a `threshold` above 0 leaves them out.
 
     With `archived` it looks among the user's own archived memories instead; none comes back by being found.
     """
