@@ -35,7 +35,7 @@ ANY = {
 }
 QUICK = {"epochs": 1, "batch": 6, "pool": 8, "teach": False, "checkpoint_seconds": 0.0, **ANY}
 SLOW = {**QUICK, "epochs": 4000}
-WAIT = 120.0
+WAIT = 300.0
 KILL_ROUNDS, KILL_SECONDS = int(os.environ.get("MEMOS_KILL_ROUNDS", "1")), 12.0
 ALICE = Caller("alice", bound=True)
 

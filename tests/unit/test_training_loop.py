@@ -75,8 +75,15 @@ def test_decoding_tells_what_was_learned(learned: Report) -> None:
 
 
 def test_decoding_an_adapter_that_knows_nothing_tells_nothing(tmp_path: Path) -> None:
-    idle = consolidate(model(), MEMORIES, recipe_from({"epochs": 1, "batch": 64, "learning_rate": 1e-12}), tmp_path)
-    assert decode(idle.model, DecodeOptions(samples=16, per_subject=4)) == []
+    idle = consolidate(
+        model(),
+        MEMORIES,
+        recipe_from(
+            {"epochs": 1, "batch": 8, "pool": 0, "teach": False, "learning_rate": 1e-12, "recall_questions": 0}
+        ),
+        tmp_path,
+    )
+    assert decode(idle.model, DecodeOptions(samples=4, per_subject=2, max_answer_tokens=12)) == []
 
 
 def test_the_same_seed_makes_the_same_weights_and_a_stop_changes_nothing(tmp_path: Path) -> None:
@@ -139,7 +146,7 @@ def test_what_another_memory_tells_too_cannot_be_forgotten(tmp_path: Path) -> No
 def test_merging_by_concatenation_adds_what_both_do(tmp_path: Path) -> None:
     parts = []
     for name, memories, seed in (("one", MEMORIES[:3], 1), ("two", MEMORIES[3:], 2)):
-        recipe = recipe_from({"epochs": 2, "batch": 6, "pool": 0, "teach": False, "seed": seed})
+        recipe = recipe_from({"epochs": 2, "batch": 6, "pool": 0, "teach": False, "seed": seed, "recall_questions": 0})
         parts.append(Part(consolidate(model(), memories, recipe, tmp_path / name).folder, 0.5))
     merged = merge(model(), parts, tmp_path / "merged", method="cat")
     assert json.loads((tmp_path / "merged" / CONFIG).read_text())["r"] == 32
