@@ -91,7 +91,8 @@ def _told(rng: random.Random, who: str | None, attribute: Attribute, values: lis
 
 def make_recall(rng: random.Random, count: int) -> list[Recall]:
     """Questions about people whom the bundled model never saw, each with memories that answer it."""
-    mix, found = Mix(0.7, 0.0), []
+    mix = Mix(0.7, 0.0)
+    found: list[Recall] = []
     for _ in range(count):
         facts = make_facts(rng, RECALL_FACTS, True, mix)
         asked = rng.choice(facts)

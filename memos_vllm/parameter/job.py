@@ -89,6 +89,9 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
+Statuses = list[JobStatus]  # `Jobs.list` hides the builtin from annotations in the class body
+
+
 class Jobs:
     """The jobs of a memory directory. Several processes may have one each. Another's job is not found."""
 
@@ -126,7 +129,7 @@ class Jobs:
         """Raises NotFound, also for a job of somebody else."""
         return seen(self._of(owner, job_id))
 
-    def list(self, owner: str) -> list[JobStatus]:
+    def list(self, owner: str) -> Statuses:
         """An owner's jobs, oldest first."""
         return [status for status in self._all() if status.owner == owner]
 

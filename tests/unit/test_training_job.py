@@ -52,7 +52,13 @@ def memory_dir(tmp_path: Path) -> Iterator[Path]:
 def spec(memory_dir: Path, recipe: dict[str, Any], **fields: Any) -> JobSpec:
     with Vault.open(memory_dir) as vault:
         cubes = tuple(f"{cube.id}@{cube.version}" for cube in choose(vault, "alice"))
-    given = {"owner": "alice", "author": "alice", "name": "alice", "model": str(BUNDLED), "cubes": cubes} | fields
+    given: dict[str, Any] = {
+        "owner": "alice",
+        "author": "alice",
+        "name": "alice",
+        "model": str(BUNDLED),
+        "cubes": cubes,
+    } | fields
     return JobSpec(recipe=recipe, **given)
 
 
