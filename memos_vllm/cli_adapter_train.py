@@ -92,6 +92,7 @@ def _add_decode(decode: argparse.ArgumentParser) -> None:
     _common(decode)
     decode.add_argument("adapter", help="OWNER/NAME or OWNER/NAME@vN")
     decode.add_argument("--samples", type=int, default=512, help="sampled answers to open questions")
+    decode.add_argument("--questions", type=int, default=4000, help="most questions about things that it may know")
     decode.add_argument("--min-confidence", type=float, default=0.5, help="least confidence that is kept, from 0 to 1")
     decode.add_argument("--seed", type=int, default=0, help="of what is sampled")
     decode.add_argument("--store", action="store_true", help="keep it as memories of the adapter's owner")
@@ -228,7 +229,9 @@ def _decode(args: argparse.Namespace) -> int:
     from memos_vllm.parameter.model import Model
 
     check_peft()
-    options = DecodeOptions(samples=args.samples, min_confidence=args.min_confidence, seed=args.seed)
+    options = DecodeOptions(
+        samples=args.samples, questions=args.questions, min_confidence=args.min_confidence, seed=args.seed
+    )
     with _registry(args) as (vault, registry), tempfile.TemporaryDirectory(prefix="memos-decode-") as temporary:
         version = _resolved(registry, args.adapter)
         model = with_adapter(Model.load(args.model), _staged(registry, version, Path(temporary) / "adapter"))

@@ -34,6 +34,7 @@ class DecodeOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     samples: sampled answers to the most open question; per_subject: to those about each subject
     temperatures: they are drawn at these, in turn; phrasings: in which a finding is asked for
+    questions: most that are asked about things, those that came up in samples first
     min_confidence: least confidence that is kept; min_gain: how many times likelier the answer has to be with the
     adapter than without
     """
@@ -42,6 +43,7 @@ class DecodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     per_subject: int = 48
     temperatures: tuple[float, ...] = (0.7, 1.0)
     phrasings: int = 5
+    questions: int = 4000
     min_confidence: float = 0.5
     min_gain: float = 4.0
     max_answer_tokens: int = 48
@@ -104,13 +106,14 @@ class _Decoder:
     def ask(self) -> None:
         """Everybody for everything, by the first phrasing of each."""
         own = [clause.thing for clause in self.found.values() if clause.thing]
-        things = list(dict.fromkeys([*own, *NOUN_OF.values(), *THINGS["more"]["nouns"]]))
+        things = list(dict.fromkeys([*own, *NOUN_OF.values(), *THINGS["more"]["nouns"], *sorted(PEOPLE)]))
         questions = [
             (PERSON_FORMS if thing in PEOPLE else NOUN_FORMS)[0].format(p=possessive(who), n=thing)
+            for thing in things
             for who in self.subjects()
-            for thing in dict.fromkeys([*things, *(sorted(PEOPLE) if who == "I" else ())])
+            if thing not in PEOPLE or who == "I"
         ]
-        self._read(self._answers(questions, "asking for things"))
+        self._read(self._answers(questions[: self.options.questions], "asking for things"))
 
     def verified(self) -> list[Decoded]:
         """Findings that hold under several phrasings and that the base does not have; of rivals the surest."""

@@ -19,7 +19,7 @@ from tests.unit.training_cases import TEXTS
 
 ALICE = Caller("alice", bound=True)
 RECIPE = {
-    "epochs": 1, "batch": 6, "pool": 8, "teach": False, "device": "cpu", "recall_questions": 10,
+    "epochs": 1, "batch": 12, "max_answer_tokens": 12, "pool": 8, "teach": False, "device": "cpu", "recall_questions": 10,
     "min_accuracy": 0.0, "max_recall_loss": 1.0, "max_perplexity_rise": 100.0,
 }  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_train_merge_decode_and_forget(memory_dir: Path, capsys: pytest.CaptureF
         one, both = registry.resolve(ALICE, "one"), registry.resolve(ALICE, "both@v1")
     assert (both.rank, both.metadata["method"], both.metadata["weights"]) == (4, "svd", "0.7,0.3")
     assert both.parents[0] == f"{one.cube_id}@1"
-    decode = ["decode", memory_dir, "alice/one", "--model", BUNDLED, "--samples", 8, "--store"]
+    decode = ["decode", memory_dir, "alice/one", "--model", BUNDLED, "--samples", 4, "--questions", 8, "--store"]
     assert adapter(decode) == 0
     assert "memories stored" in capsys.readouterr().out
     gone = one.parents[2].partition("@")[0]

@@ -33,7 +33,7 @@ ANY = {
     "device": "cpu",
     "recall_questions": 10,
 }
-QUICK = {"epochs": 1, "batch": 6, "pool": 8, "teach": False, "checkpoint_seconds": 0.0, **ANY}
+QUICK = {"epochs": 1, "batch": 6, "max_answer_tokens": 12, "pool": 8, "teach": False, "checkpoint_seconds": 0.0, **ANY}
 SLOW = {**QUICK, "epochs": 4000}
 WAIT = 300.0
 KILL_ROUNDS, KILL_SECONDS = int(os.environ.get("MEMOS_KILL_ROUNDS", "1")), 12.0
