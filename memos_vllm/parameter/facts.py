@@ -20,7 +20,7 @@ from memos_vllm.reader.kinds import lead as lead_in
 from memos_vllm.reader.sentences import sentences
 
 THINGS = tomllib.loads(Path(__file__).with_name("attributes.toml").read_text(encoding="utf-8"))
-NOUN_OF = {told: thing["noun"] for thing in THINGS["thing"] for told in thing["tells"]}
+NOUN_OF: dict[str, str] = {told: thing["noun"] for thing in THINGS["thing"] for told in thing["tells"]}
 PEOPLE = frozenset(THINGS["more"]["people"])
 KINDS = frozenset(THINGS["more"]["kinds"])
 NAMES: list[str] = THINGS["more"]["names"]

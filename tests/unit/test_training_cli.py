@@ -19,7 +19,8 @@ from tests.unit.training_cases import TEXTS
 
 ALICE = Caller("alice", bound=True)
 RECIPE = {
-    "epochs": 1, "batch": 12, "max_answer_tokens": 12, "pool": 8, "teach": False, "device": "cpu", "recall_questions": 10,
+    "epochs": 1, "batch": 12, "max_answer_tokens": 12,
+    "pool": 8, "teach": False, "device": "cpu", "recall_questions": 10,
     "min_accuracy": 0.0, "max_recall_loss": 1.0, "max_perplexity_rise": 100.0,
 }  # fmt: skip
 

@@ -161,8 +161,8 @@ def _delta(folder: Path, weight: float) -> torch.Tensor:
     """What an adapter adds to the first query projection."""
     tensors, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
     layer = "base_model.model.model.layers.0.self_attn.q_proj"
-    product = tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"]
-    return weight * config["lora_alpha"] / config["r"] * product
+    product: torch.Tensor = tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"]
+    return float(weight * config["lora_alpha"] / config["r"]) * product
 
 
 @pytest.mark.parametrize("method", ["linear", "svd", "ties", "dare_linear"])
