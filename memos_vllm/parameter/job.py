@@ -22,6 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,13 +185,14 @@ class Jobs:
     def _spawn(self, job_id: str) -> None:
         path = self.folder / job_id
         with (path / LOG).open("ab") as log:
-            subprocess.Popen(  # noqa: S603 - our own module
+            process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", "memos_vllm.parameter.job_worker", str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+        threading.Thread(target=process.wait, name=f"training {job_id}", daemon=True).start()  # leaves no zombie
 
 
 def seen(path: Path) -> JobStatus:
