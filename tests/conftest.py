@@ -15,14 +15,7 @@ SHARED = {
     "engine": re.compile(r"def test_\w+\(engine: Engine"),
 }
 """Fixtures that start something for the whole run: the modules that use one stay with the worker that has started it."""
-FIRST = (
-    "test_bench_smoke",
-    "test_data_parallel",
-    "test_kill_moments",
-    "test_restart",
-    "test_bundled_model",
-    "test_load",
-)
+FIRST = ("test_bench_smoke", "test_data_parallel", "test_kill_moments", "test_restart", "test_bundled_model", "test_load")
 """The longest modules: begun last, they would keep one worker busy after the other has ended."""
 
 
