@@ -10,11 +10,16 @@ if TYPE_CHECKING:
 
 
 def register() -> None:
-    """`vllm.general_plugins`: lets `--kv-transfer-config`, MultiConnector's too, name MemosConnector without a path."""
+    """`vllm.general_plugins`: lets `--kv-transfer-config`, MultiConnector's too, name MemosConnector without a path, and
+    vLLM ask for adapters.
+    """
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    from memos_vllm.engine import lora_resolver
 
     with suppress(ValueError):  # registered before: vLLM may load plugins twice
         KVConnectorFactory.register_connector("MemosConnector", "memos_vllm.engine.connector", "MemosConnector")
+    lora_resolver.register()
 
 
 def endpoint_plugin() -> EndpointPlugin:
