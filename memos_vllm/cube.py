@@ -102,13 +102,23 @@ class Activation(msgspec.Struct, frozen=True, tag_field="type", tag="activation"
 
 
 class Parameter(msgspec.Struct, frozen=True, tag_field="type", tag="parameter", forbid_unknown_fields=True):
-    """A LoRA adapter, by the digest of its files."""
+    """A LoRA adapter, by the digest of its files; "" where they were removed.
+
+    base_model, base: name and fingerprint of the model it was made for
+    scale: what the product of its two matrices is multiplied with
+    name: what its owner calls it, the same in all versions; "" for one that no registry serves
+    bytes: size of its files; dtype: of its tensors, as safetensors writes it
+    """
 
     digest: str
     base_model: str
     rank: int
     scale: float
     target_modules: tuple[str, ...]
+    name: str = ""
+    base: str = ""
+    bytes: int = 0
+    dtype: str = ""
 
 
 Payload = Plaintext | Activation | Parameter

@@ -53,6 +53,14 @@ class Conflict(MemosError):
     status = 409
 
 
+class AdapterInactive(Conflict):
+    """An adapter was named that serves nobody now: no version is active, or it is archived or expired."""
+
+
+class AdapterUnusable(Conflict):
+    """An adapter cannot be served here: another base model, a rank over the limit, files missing or damaged."""
+
+
 class TooLarge(MemosError):
     """A payload is over its limit."""
 

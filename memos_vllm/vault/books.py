@@ -1,4 +1,4 @@
-"""What the vault keeps books on: usage by owner, which cubes name whom, and which cubes expire when.
+"""What the vault keeps books on: usage by owner, which cubes name whom or files of adapters, and which expire when.
 
 All of it follows from the cubes, versions, events and snapshots, and `rebuild` makes it anew from them.
 """
@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from memos_vllm.cube import MemCube
-from memos_vllm.vault import keys
+from memos_vllm.vault import adapter_files, keys
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.records import Damaged, Event, Record, Usage, decode, encode
 from memos_vllm.vault.tables import load, store
@@ -17,10 +17,11 @@ _ID = slice(-keys.ID_BYTES, None)
 
 
 def put_cube(txn: Txn, database: str, key: bytes, cube: MemCube) -> None:
-    """Store a cube in one of CUBE_DATABASES; its size counts as its owner's."""
-    stored, before = encode(cube, database, key), txn.get(database, key)
+    """Store a cube in one of CUBE_DATABASES; its size and that of its files count as its owner's."""
+    stored, before = encode(cube, database, key), txn.get(database, key) or b""
     txn.put(database, key, stored)
-    _charge(txn, cube.owner, database == "cubes" and before is None, len(stored) - len(before or b""))
+    files = adapter_files.hold(txn, cube) - adapter_files.let_go(txn, database, key, before)
+    _charge(txn, cube.owner, database == "cubes" and not before, len(stored) - len(before) + files)
     mention(txn, cube.id, cube.owner, named_in(cube))
 
 
@@ -30,7 +31,8 @@ def drop_cube(txn: Txn, database: str, key: bytes, owner: str) -> bool:
     if stored is None:
         return False
     txn.delete(database, key)
-    _charge(txn, owner, -(database == "cubes"), -len(stored))
+    files = adapter_files.let_go(txn, database, key, stored)
+    _charge(txn, owner, -(database == "cubes"), -len(stored) - files)
     return True
 
 
@@ -69,7 +71,7 @@ def due(txn: Txn, at: str) -> Iterator[str]:
 
 def rebuild(txn: Txn) -> None:
     """Make all books anew. Raises Damaged."""
-    for database in ("statistics", "mentions", "expiries"):
+    for database in ("statistics", "mentions", "expiries", "adapter_files"):
         for key, _ in list(txn.scan(database)):
             txn.delete(database, key)
     books = _Books(txn)
@@ -79,6 +81,8 @@ def rebuild(txn: Txn) -> None:
         txn.put("mentions", key, owner_digest)
     for key in books.expiries:
         txn.put("expiries", key)
+    for key, count in books.files.rows.items():
+        store(txn, "adapter_files", key, count)
 
 
 def problems(txn: Txn) -> Iterator[str]:
@@ -90,6 +94,10 @@ def problems(txn: Txn) -> Iterator[str]:
         for key in sorted(wanted.keys() | present.keys()):
             if wanted.get(key) != present.get(key):
                 yield f"statistics {key.hex()}: {present.get(key)}, the cubes make {wanted.get(key)}"
+        counted = dict(_readable(txn, "adapter_files", int))
+        for key in sorted(books.files.rows.keys() | counted.keys()):
+            if books.files.rows[key] != counted.get(key):
+                yield f"adapter_files {key.hex()}: {counted.get(key)}, the cubes make {books.files.rows[key]}"
     mentions = {key for key, _ in txn.scan("mentions")}
     yield from (f"mentions {key.hex()}: row missing" for key in sorted(books.mentions.keys() - mentions))
     expiries = {key for key, _ in txn.scan("expiries") if key[_ID] not in books.damaged}
@@ -104,6 +112,7 @@ class _Books:
         self.mentions: dict[bytes, bytes] = {}
         self.expiries: set[bytes] = set()
         self.damaged: set[bytes] = set()
+        self.files = adapter_files.Count()
         self._cubes: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
         self._names: defaultdict[str, set[str]] = defaultdict(set)
@@ -126,7 +135,7 @@ class _Books:
         return {owner: Usage(self._cubes[owner], size) for owner, size in self._bytes.items()}
 
     def _enter(self, database: str, cube: MemCube, size: int) -> None:
-        self._bytes[cube.owner] += size
+        self._bytes[cube.owner] += size + self.files.enter(cube)
         self._names[cube.id] |= named_in(cube)
         self._owners[cube.id] = cube.owner
         if database == "cubes":

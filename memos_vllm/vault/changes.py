@@ -6,7 +6,7 @@ import msgspec
 
 from memos_vllm.cube import MemCube, Operation, Scalar, State, now
 from memos_vllm.errors import Conflict
-from memos_vllm.vault import audit, books, index, keys, manifest, tables
+from memos_vllm.vault import adapters, audit, books, index, keys, manifest, tables
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.records import Change, Event, KVRecord
 
@@ -14,7 +14,8 @@ _UPDATES: tuple[Operation, ...] = ("overwrite", "append")
 
 
 def add(txn: Txn, cube: MemCube, actor: str) -> None:
-    """A new cube. Raises Conflict where the id is or was in use."""
+    """A new cube. Raises Conflict where the id is or was in use, BadInput for an adapter, which `Vault.put_adapter` adds."""
+    adapters.refuse(cube)
     if txn.get("events", keys.numbered(cube.id, 1)) is not None:
         raise Conflict(f"The id {cube.id} is or was in use; leave it out to get a new one.")
     enter(txn, cube, actor)
@@ -43,6 +44,7 @@ def supersede(txn: Txn, old: MemCube, new: MemCube, actor: str) -> None:
     books.schedule(txn, old, new)
     index.replace(txn, old, new)
     manifest.supersede(txn, new, same_text=old.payload == new.payload)
+    adapters.follow(txn, new)
     tables.bump(txn, new.readers())
     _note(txn, new, "update", actor)
     operation = new.header.operation
@@ -66,6 +68,7 @@ def rewrite(txn: Txn, old: MemCube, new: MemCube, actor: str, action: str) -> No
     index.replace(txn, old, new)
     if manifest.is_pinned(old) != manifest.is_pinned(new):
         manifest.pin(txn, new)
+    adapters.share(txn, old, new)
     tables.bump(txn, before | after)
     audit.append(
         txn,
@@ -96,6 +99,7 @@ def remove(txn: Txn, cube: MemCube, actor: str, *, logged: bool = True) -> list[
     txn.delete("uses", key)
     books.schedule(txn, cube, None)
     index.remove(txn, cube)
+    adapters.remove(txn, cube)
     tables.bump(txn, cube.readers())
     books.mention(txn, cube.id, cube.owner, {cube.owner})
     _note(txn, cube, "delete", actor)

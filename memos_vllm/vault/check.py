@@ -1,4 +1,4 @@
-"""Consistency of a vault: every record decodes, and tables, index, books, log, manifest and KV files agree.
+"""Consistency of a vault: every record decodes, and tables, index, books, log, manifest and files agree.
 
 Records are read one by one and their rows looked up, so that a vault of any size is checked in little memory. Rows too
 many are looked for one by one only where the numbers of rows do not add up.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from memos_vllm.cube import MemCube
 from memos_vllm.errors import VaultUnavailable
-from memos_vllm.vault import audit, books, index, keys, registry, snapshots
+from memos_vllm.vault import adapter_files, adapters, audit, books, index, keys, registry, snapshots
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.folder import kv_files
 from memos_vllm.vault.records import Damaged, Event, KVRecord, Record, Snapshot, Uses, decode
@@ -28,6 +28,7 @@ def problems_in(txn: Txn, memory_dir: Path, tell: Tell = str) -> list[str]:
     parts: dict[str, Callable[[], Iterable[str]]] = {
         "memories": cubes.run,
         "manifest": manifest.run,
+        "adapters": lambda: [*adapters.problems(txn), *adapter_files.problems(txn, memory_dir)],
         "registry": lambda: registry.problems(txn),
         "audit log": lambda: audit.problems(txn),
         "snapshots": lambda: snapshots.problems(txn),

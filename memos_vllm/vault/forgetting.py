@@ -9,10 +9,13 @@ from memos_vllm.cube import MemCube
 from memos_vllm.vault import audit, books, changes, index, keys, manifest, registry, snapshots
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
-from memos_vllm.vault.records import Event, KVRecord, Record, Snapshot
+from memos_vllm.vault.records import AdapterRecord, Event, KVRecord, Record, Snapshot
 from memos_vllm.vault.tables import cubes_under, decoded, events_of, find, store, versions_of
 
-_BY_PRINCIPAL = ("owners", "grants", "mentions", "revisions", "statistics", "snapshots", "snapshot_cubes")
+_BY_PRINCIPAL = (
+    *("owners", "grants", "mentions", "revisions", "statistics", "snapshots", "snapshot_cubes"),
+    *("adapter_names", "adapter_default"),
+)
 """Databases whose keys begin with a principal's digest."""
 
 
@@ -41,8 +44,8 @@ class Forgetting(KVManifest):
     def forget(self, principal: str, *, actor: str) -> ForgetReport:
         """Remove all that belongs to a principal, and their name from all that stays, in one transaction.
 
-        Cubes, versions, snapshots, K/V, index rows, uses, grants in both directions, registry entries. Events and
-        audit entries stay, without the name. KV files are unlinked when this returns. Where the actor is the principal,
+        Cubes, versions, snapshots, adapters, K/V, index rows, uses, grants in both directions, registry entries. Events and
+        audit entries stay, without the name. KV files and adapters' are unlinked when this returns. Where the actor is the principal,
         the audit entry names nobody. No row can be read any more; bytes of removed rows may lie in free pages of the
         data file until it is written anew (`backup.compact`).
         """
@@ -135,6 +138,7 @@ def _traces(txn: Txn, principal: str) -> Counter[str]:
     found["snapshots"] = sum(snapshot.owner == principal for snapshot in _all(txn, "snapshots", Snapshot))
     for database in ("kv", "doomed"):
         found[database] = sum(record.owner == principal for record in _all(txn, database, KVRecord))
+    found["adapters"] = sum(record.owner == principal for record in _all(txn, "adapters", AdapterRecord))
     found["kv_cubes"] = sum(1 for _ in txn.scan("kv_cubes", keys.pieces_of(principal)))
     found["index"] = index.rows_of(txn, principal)
     found["registry"] = registry.traces(txn, principal)

@@ -25,6 +25,12 @@
     audit_owners    principal + sequence     16 + 8        log entries about an owner's cubes
     pseudonyms      principal                16            what stands for a principal in the log
     names           pseudonym                16            the principal a pseudonym stands for
+    adapters        id                       16            name and active version of an adapter
+    adapter_names   principal + digest(name) 16 + 16       the adapter that a principal may call so, as `owner/name`
+    adapter_ids     id + version             16 + 4        number of a version that has its weights
+    adapter_default principal                16            the adapter that serves its owner's plain requests
+    adapter_files   id + digest              16 + 16       how many stored cubes name a folder of files
+    adapter_doomed  id + digest              16 + 16       folders that no cube names, until they are removed
     registry        kind + name              16 + 16       small typed rows: keys, groups, quotas
     meta            name                     any           facts about the vault itself
 
@@ -39,6 +45,7 @@ DATABASES = (
     *("kv", "kv_cubes", "doomed", "pins", "uses"),
     *("statistics", "mentions", "expiries", "snapshots", "snapshot_cubes"),
     *("partitions", "entries", "terms", "vectors", "unembedded"),
+    *("adapters", "adapter_names", "adapter_ids", "adapter_default", "adapter_files", "adapter_doomed"),
     *("audit", "audit_owners", "pseudonyms", "names", "registry", "meta"),
 )
 DUPSORT = frozenset({"entries", "terms"})
@@ -67,6 +74,20 @@ def split_numbered(key: bytes) -> tuple[str, int]:
 def of_principal(principal: str, cube_id: str) -> bytes:
     """Key of an `owners` or `grants` row."""
     return digest(principal) + cube_key(cube_id)
+
+
+def of_adapter_name(principal: str, owner: str, name: str) -> bytes:
+    """Key of an `adapter_names` row. No adapter's name has a slash, so no two owners' names meet."""
+    return digest(principal) + digest(f"{owner}/{name}")
+
+
+def of_adapter_files(cube_id: str, files_digest: str) -> bytes:
+    """Key of an `adapter_files` or `adapter_doomed` row."""
+    return cube_key(cube_id) + bytes.fromhex(files_digest)
+
+
+def split_adapter_files(key: bytes) -> tuple[str, str]:
+    return key[:ID_BYTES].hex(), key[ID_BYTES:].hex()
 
 
 def of_cube(cube_id: str, kv_key: str) -> bytes:

@@ -8,7 +8,7 @@ import msgspec
 
 from memos_vllm.cube import MemCube, checked_id
 from memos_vllm.errors import BadInput, Conflict, NotFound
-from memos_vllm.vault import folder, manifest, tables
+from memos_vllm.vault import adapter_files, folder, manifest, tables
 from memos_vllm.vault.base import Opened
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.records import KVRecord, Uses
@@ -106,14 +106,15 @@ class KVManifest(Opened):
         return self._env.read(lambda txn: {cube_id: tables.uses_of(txn, checked_id(cube_id)) for cube_id in ids})
 
     def _bury(self) -> None:
-        """Unlink the KV files of removed rows, inside the transaction that forgets them: `put_kv` cannot interleave."""
+        """Unlink the files of removed rows, inside the transaction that forgets them: no other can name them meanwhile."""
 
         def work(txn: Txn) -> None:
             for record in manifest.rows(txn, "doomed"):
                 if all(map(_unlinked, folder.kv_files(self.path, record))):
                     manifest.forget(txn, record)
+            adapter_files.bury(txn, self.path)
 
-        if self._env.read(lambda txn: txn.count("doomed")):
+        if self._env.read(lambda txn: txn.count("doomed") + txn.count("adapter_doomed")):
             self._env.write(work, frees=True)
 
 

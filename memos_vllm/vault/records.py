@@ -88,8 +88,24 @@ class Uses(msgspec.Struct, frozen=True):
         return Uses(self.count + count, self.heat_at(now) + count, max(now, self.at))
 
 
+class AdapterRecord(msgspec.Struct, frozen=True):
+    """What the versions of an adapter have in common.
+
+    active: the version that requests get which name none, 0 where there is none
+    previous: the versions that were active before, the last one last
+    """
+
+    cube_id: str
+    owner: str
+    name: str
+    active: int = 0
+    previous: tuple[int, ...] = ()
+
+
 class Usage(msgspec.Struct, frozen=True):
-    """What an owner's cubes take up. bytes: of stored cubes with their older versions and the copies in snapshots."""
+    """What an owner's cubes take up. bytes: of stored cubes with their older versions and the copies in snapshots,
+    and of the files of adapters.
+    """
 
     cubes: int = 0
     bytes: int = 0

@@ -9,7 +9,7 @@ import msgspec
 
 from memos_vllm.cube import MAX_PRINCIPAL_CHARS, MemCube, Namespace, State, completed, now, timestamp
 from memos_vllm.errors import BadInput, Conflict, NotFound
-from memos_vllm.vault import audit, books, changes, keys, states, versions
+from memos_vllm.vault import adapters, audit, books, changes, keys, states, versions
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.records import Snapshot
@@ -66,13 +66,15 @@ class TimeMachine(KVManifest):
             audit.append(txn, actor=actor, action="snapshot.drop", target=name, owner=owner)
 
         self._change(work, frees=True)
+        self._bury()
 
     def restore_snapshot(self, owner: str, name: str, *, actor: str) -> Restored:
         """Bring back the content and state that the cubes of a snapshot had, as new versions.
 
         Cubes deleted since are there again under their id, private; those made since are archived. Access, sensitivity
         and the other rules of a cube stay as they are now: a right that was taken away does not come back.
-        Raises NotFound, and Conflict where a frozen or expired cube would have to change.
+        Raises NotFound, and Conflict where a frozen or expired cube would have to change, or another adapter has taken
+        the name of one that would come back. Adapters that come back are active in no version.
         """
 
         def work(txn: Txn) -> Restored:
@@ -209,6 +211,7 @@ class _Restore:
         )
         cube = completed(MemCube(header, then.payload))
         changes.enter(self._txn, cube, self._actor)
+        adapters.revive(self._txn, cube)
         return cube
 
     def _return(self, cube: MemCube, then: MemCube) -> MemCube | None:

@@ -25,6 +25,7 @@ from memos_vllm.vault.backup import Keeper
 from memos_vllm.vault.check import Tell, problems_in
 from memos_vllm.vault.env import Environment, Txn, acquire, release
 from memos_vllm.vault.forgetting import Forgetting
+from memos_vllm.vault.lora import Adapters
 from memos_vllm.vault.pipeline import Pipelines
 from memos_vllm.vault.provenance import Ancestor
 from memos_vllm.vault.records import Event, KVRecord, Usage
@@ -34,7 +35,7 @@ from memos_vllm.vault.snapshots import TimeMachine
 from memos_vllm.vault.versions import UpdateOperation
 
 START_MAP_BYTES = 64 << 20
-_COUNTED = ("cubes", "versions", "events", "snapshots", "unembedded", "kv")
+_COUNTED = ("cubes", "versions", "events", "snapshots", "unembedded", "kv", "adapters")
 
 # `Vault.list` hides the builtin from annotations in the class body.
 Ancestors = list[Ancestor]
@@ -45,7 +46,7 @@ KVRecords = list[KVRecord]
 Problems = list[str]
 
 
-class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, Keeper):
+class Vault(TimeMachine, Pipelines, Forgetting, Adapters, AuditLog, Registry, Searchable, Keeper):
     """Cubes of all owners in one folder. Safe for several threads and processes; not across a fork.
 
     Every method that changes something is one transaction and on disk when it returns. All methods may raise
@@ -76,6 +77,7 @@ class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, 
         if not readonly:
             migrations.refresh(env)
             vault._bury()
+            vault.sweep_adapters()
         return vault
 
     def add(self, cubes: Iterable[MemCube], *, actor: str) -> Cubes:
@@ -326,7 +328,8 @@ class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, 
         """Every fault of the vault, one line each; empty when it is sound. Writers wait until it is done.
 
         Opened for reading only it lets them write, and looks at records but not at pages. tell: see `problems_in`.
-        Pages of the data file, then each record's checksum, index rows against cubes, manifest against cubes and files.
+        Pages of the data file, then each record's checksum, index rows against cubes, manifest against cubes and files,
+        files of adapters against their digests.
         """
         if self.readonly:
             return self._env.read(lambda txn: problems_in(txn, self.path, tell))

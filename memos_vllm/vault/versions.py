@@ -5,7 +5,19 @@ from typing import Any, Literal
 
 import msgspec
 
-from memos_vllm.cube import Grant, MemCube, Namespace, Operation, Plaintext, Right, Scalar, completed, new_id, now
+from memos_vllm.cube import (
+    Grant,
+    MemCube,
+    Namespace,
+    Operation,
+    Parameter,
+    Plaintext,
+    Right,
+    Scalar,
+    completed,
+    new_id,
+    now,
+)
 from memos_vllm.errors import BadInput, Conflict
 
 UpdateOperation = Literal["overwrite", "append", "merge", "purify"]
@@ -47,6 +59,21 @@ def following(
     )
     payload = msgspec.structs.replace(old.plain(), content=_combined(old.text, text, operation))
     return completed(MemCube(header, payload))
+
+
+def replaced(old: MemCube, draft: MemCube, actor: str) -> MemCube:
+    """The next version of a cube with the content of a draft, whose parents are added. Access and rules stay.
+
+    Raises BadInput, TooLarge, and Conflict where the content cannot change.
+    """
+    content = {name: getattr(draft.header, name) for name in DESCRIPTIVE}
+    header = msgspec.structs.replace(_numbered(old, actor, "overwrite", reference(old)), **content)
+    header = msgspec.structs.replace(
+        header,
+        parents=(*header.parents, *draft.header.parents),
+        licence=draft.header.licence or header.licence,
+    )
+    return completed(MemCube(header, draft.payload))
 
 
 def returned(old: MemCube, then: MemCube, actor: str, operation: Operation) -> MemCube:
@@ -112,6 +139,8 @@ def merged(cubes: Sequence[MemCube], text: str | None, actor: str) -> MemCube:
 
 def given(cube: MemCube, owner: str, namespace: Namespace | None, actor: str) -> MemCube:
     """A cube as its new owner gets it: another id, no history and no grants. Raises BadInput, Conflict."""
+    if isinstance(cube.payload, Parameter):
+        raise Conflict(f"Memory {cube.id} is an adapter: export it, and let its new owner add it.")
     if owner == cube.owner:
         raise Conflict(f"Memory {cube.id} belongs to that owner already.")
     header = msgspec.structs.replace(
