@@ -93,12 +93,6 @@ class KVUnusable(MemosError):
     """A KV file is missing, truncated, corrupt or foreign; callers fall back to text."""
 
 
-class AdapterUnusable(MemosError):
-    """An adapter that is stored cannot be run here: files gone or damaged, another base model, too high a rank."""
-
-    status = 409
-
-
 class VaultUnavailable(MemosError):
     """The vault cannot be read or written now: closed, locked, damaged, or carried over a fork."""
 
