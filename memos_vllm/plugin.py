@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def register() -> None:
-    """`vllm.general_plugins`: lets `--kv-transfer-config`, MultiConnector's too, name MemosConnector without a path, and
-    vLLM ask for adapters.
+    """`vllm.general_plugins`: lets `--kv-transfer-config`, MultiConnector's too, name MemosConnector without a path,
+    and vLLM ask for adapters.
     """
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 

@@ -144,8 +144,8 @@ class AdapterDesk:
 
     async def _copied(self, version: AdapterVersion) -> Hold:
         number = version.int_id
-        while (hold := self.stage.hold(number)) is None:
-            await asyncio.sleep(0.01)  # it is being removed; then it is copied anew
+        while (hold := self.stage.hold(number)) is None:  # noqa: ASYNC110 - another process may be removing it
+            await asyncio.sleep(0.01)
         try:
             if not self.stage.has(number):
                 with metrics.adapter_stage_seconds().time():

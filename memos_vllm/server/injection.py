@@ -168,7 +168,8 @@ class RequestMemory:
     memories; None: the server's.
     `named`: the cubes that the request chose itself, in its order; None: search chooses.
     `conversation`: what the request calls its conversation; `turn`: what its user said, until the engine answers.
-    `generates`: whether a model answers it; `model`: what it calls that model; `adapter`: the user's adapter that answers, `none` where it could not.
+    `generates`: whether a model answers it; `model`: what it calls that model; `adapter`: the user's adapter that
+    answers, `none` where it could not.
     """
 
     caller: Caller | None = None

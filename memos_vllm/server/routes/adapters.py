@@ -182,8 +182,8 @@ def remove_adapter(
     version: Annotated[int | None, Query(ge=1, description="All of them where none is named.")] = None,
     user_id: UserId = None,
 ) -> AdapterRemoved:
-    """Remove an adapter, or one version of it, with its files. Requests that are being answered are answered to the end;
-    the engine's copy and slot are freed after them.
+    """Remove an adapter, or one version of it, with its files. Requests that are being answered are answered to the
+    end; the engine's copy and slot are freed after them.
     """
     service.adapters.remove(service.caller(user), name, version)
     return AdapterRemoved(name=name, version=version)
