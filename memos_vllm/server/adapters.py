@@ -129,8 +129,9 @@ class AdapterDesk:
             idle = time.time() - copy.used > REST
             if idle and (excess > 0 or copy.number in self._leaving) and await self._evict(copy.number):
                 excess -= copy.bytes
-        self._leaving &= {copy.number for copy in copies}
-        self._forget_seats({copy.number for copy in copies})
+        copied = {copy.number for copy in copies}
+        self._leaving &= copied | {number for number, seat in self._seats.items() if seat.busy}
+        self._forget_seats(copied)
 
     def _request(self, version: AdapterVersion) -> LoRARequest:
         name = adapter_name(version.engine_name, version.digest)
@@ -150,18 +151,19 @@ class AdapterDesk:
             if not self.stage.has(number):
                 with metrics.adapter_stage_seconds().time():
                     await asyncio.to_thread(self.stage.copy, number, self._filling(version))
-        except OSError as error:
-            hold.release()
-            raise AdapterUnusable(
-                f"Adapter {version.served} cannot be run: {error.strerror} in {self.stage.folder.parent}."
-            ) from error
         except BaseException:
             hold.release()
             raise
         return hold
 
     def _filling(self, version: AdapterVersion) -> Callable[[Path], object]:
-        return lambda folder: self.registry.stage(version, folder)
+        def fill(folder: Path) -> None:
+            try:
+                self.registry.stage(version, folder)
+            except AdapterUnusable as error:
+                raise AdapterUnusable(f"Adapter {version.served} cannot be run: {error}") from error
+
+        return fill
 
     async def _accept(self, seat: Seat) -> None:
         """Have the engine load the adapter once, outside of any step: a failure there is an answer, and no more."""
@@ -218,5 +220,7 @@ class AdapterDesk:
                     await self.tidy()
                 except (MemosError, OSError) as error:
                     logger.warning("copies of adapters are not cleaned up: %s", error)
+                except Exception:  # the copies must stay as long as the server does
+                    logger.exception("copies of adapters are not cleaned up")
         finally:
             self.stage.close()

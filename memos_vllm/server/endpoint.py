@@ -81,7 +81,7 @@ class MemosEndpoint:
         metrics.create()
         prompts = PromptBuilder(state.online_renderer.renderer.get_tokenizer())
         renderer = ChatRenderer(state.online_renderer, prompts)
-        state.memos = await open_service(config, engine_client, prompts, renderer)
+        state.memos = await open_service(config, engine_client.vllm_config, engine_client, prompts, renderer)
         if config.reader == "model":
             serving = state.openai_serving_chat
             state.memos.writer.reader = model_reader(engine_client, serving, state.memos.secret)
@@ -95,9 +95,9 @@ class MemosEndpoint:
 
 
 async def open_service(
-    config: settings.MemoryConfig, engine_client: Any, prompts: PromptBuilder, renderer: ChatRenderer
+    config: settings.MemoryConfig, vllm_config: Any, engine_client: Any, prompts: PromptBuilder, renderer: ChatRenderer
 ) -> MemoryService:
-    """Everything one API server needs for memory. Raises StartError."""
+    """Everything one API server needs for memory; without an engine, all but what runs on it. Raises StartError."""
     assert config.memory_dir is not None
     vault = Vault.open(config.memory_dir, max_bytes=config.max_bytes)
     directory = govern(vault, config)
@@ -109,7 +109,7 @@ async def open_service(
     ageing = Ageing(Lifecycle(vault, half_life_days=config.half_life))
     uses = UseBook(vault, ageing.used)
     uses.start()
-    adapters = open_registry(config, engine_client, vault)
+    adapters = open_registry(config, vllm_config, vault)
     desk = None if config.adapters == "off" or engine_client is None else open_desk(config, engine_client, adapters)
     secret = bytes.fromhex(os.environ[SECRET_ENV]) if SECRET_ENV in os.environ else secrets.token_bytes(32)
     service = MemoryService(
@@ -147,13 +147,10 @@ async def open_service(
     return service
 
 
-def open_registry(config: settings.MemoryConfig, engine_client: Any, vault: Vault) -> AdapterRegistry:
+def open_registry(config: settings.MemoryConfig, vllm_config: Any, vault: Vault) -> AdapterRegistry:
     """The adapters of a vault, checked against the engine's model. Raises StartError where they are to be served and
     that model cannot be read.
     """
-    if engine_client is None:
-        return AdapterRegistry(vault)
-    vllm_config = engine_client.vllm_config
     model, lora = vllm_config.model_config, vllm_config.lora_config
     if config.adapters != "off" and lora is None:
         raise StartError("--memory-adapters needs vLLM's --enable-lora: start with memos-vllm serve, which sets it")

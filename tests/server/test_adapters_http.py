@@ -297,10 +297,8 @@ def raise_rank(folder: Path) -> None:
 
 
 def link_weights(folder: Path) -> None:
-    aside = folder.parent / "aside"
-    aside.write_bytes((folder / WEIGHTS).read_bytes())
     (folder / WEIGHTS).unlink()
-    (folder / WEIGHTS).symlink_to(aside)
+    (folder / WEIGHTS).symlink_to(folder.with_name("elsewhere"))
 
 
 def replace(folder: Path, name: str, content: bytes) -> None:

@@ -103,16 +103,12 @@ def add_adapter(
     Requests that are being answered stay with the version they began with.
     """
     config, weights = _both(files)
-    version = service.adapters.add(
-        owner_of(service, user, owner),
-        name,
-        AdapterFiles(config.file.read(MAX_CONFIG + 1), weights.file),
-        author=user,
-        tags=tuple(tags or ()),
-        activate=activate,
-        default=default,
-    )
-    return _shown(service, user, f"{version.owner}/{version.name}")
+    taken = AdapterFiles(config.file.read(MAX_CONFIG + 1), weights.file)
+    whose = owner_of(service, user, owner)
+    service.adapters.add(whose, name, taken, author=user, tags=tuple(tags or ()), activate=activate)
+    if activate and default is not None:
+        service.adapters.activate(service.caller(user), f"{whose}/{name}", default=default)
+    return _shown(service, user, f"{whose}/{name}")
 
 
 @router.get("/{name:path}/files/{file}", response_class=FileResponse, responses=MISSING | UNUSABLE)
