@@ -1,0 +1,1 @@
+"""Parameter memory: LoRA adapters as cubes."""
