@@ -135,9 +135,12 @@ def _restore(args: argparse.Namespace) -> int:
 
 
 def _copied(copied: Copied, what: str) -> int:
-    _plain(f"{what}: {copied.cubes:,} memories, {copied.kv:,} K/V, {decimal(copied.bytes)}, checked")
+    adapters = f"{copied.adapters:,} adapters, " if copied.adapters else ""
+    _plain(f"{what}: {copied.cubes:,} memories, {copied.kv:,} K/V, {adapters}{decimal(copied.bytes)}, checked")
     if copied.left_out:
         _plain(f"{copied.left_out:,} K/V were left out; a server makes them anew")
+    if copied.adapters_lost:
+        _plain(f"{copied.adapters_lost:,} adapters were missing or damaged and are not in it; `vault check` names them")
     _plain(f"head of the audit log: {copied.log_head}")
     return 0
 

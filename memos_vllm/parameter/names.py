@@ -24,8 +24,8 @@ def checked_name(name: str) -> str:
     """The name itself, or BadInput where an adapter cannot be called so."""
     if not _PLAIN.fullmatch(name):
         raise BadInput(
-            f"{name[:80]!r} cannot be an adapter's name: 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter "
-            "or a digit."
+            f"{name[:80]!r} cannot be an adapter's name: 1 to 63 of a-z, 0-9, '.', '_' and '-', and the first one is a "
+            "letter or a digit."
         )
     return name
 

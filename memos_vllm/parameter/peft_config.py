@@ -63,7 +63,7 @@ def read(raw: bytes) -> PeftConfig:
         raise BadInput("adapter_config.json: bias is set; train the adapter with bias='none'.")
     if fields.init_lora_weights not in _PLAIN_STARTS:
         raise BadInput(
-            f"adapter_config.json: init_lora_weights={fields.init_lora_weights!r:.40} changes the base model's weights; "
+            f"adapter_config.json: init_lora_weights={str(fields.init_lora_weights)[:40]!r} changes the base model; "
             "save the adapter with path_initial_model_for_weight_conversion."
         )
     _refuse_more(given)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import msgspec
 
-from memos_vllm.cube import Grant, Header, Licence, MemCube, Parameter, Scalar, State, new_id, now
+from memos_vllm.cube import Grant, Header, Licence, MemCube, Scalar, new_id, now
 from memos_vllm.errors import AdapterInactive, AdapterUnusable, Conflict, Forbidden, NotFound, StartError
 from memos_vllm.governance.identity import Caller
 from memos_vllm.parameter import folders, names
 from memos_vllm.parameter.base_model import BaseModel
+from memos_vllm.parameter.entries import AdapterEntry, AdapterVersion, entry_of, version_of
 from memos_vllm.parameter.folders import AdapterFiles
-from memos_vllm.vault import AdapterRecord, HeldAdapter, HeldVersion, Vault
+from memos_vllm.vault import AdapterRecord, HeldAdapter, Vault
 from memos_vllm.vault.lora import Switch
 from memos_vllm.vault.states import HOT
 
@@ -27,70 +28,10 @@ MAX_RANK = 64
 MAX_BYTES = 1 << 30
 
 
-class AdapterVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of an adapter. int_id: for vLLM; no other version of any adapter has ever had it.
-
-    base: fingerprint of the model it was made for; bytes: of its files; parents: versions of cubes it was made from
-    """
-
-    cube_id: str
-    owner: str
-    name: str
-    version: int
-    digest: str
-    int_id: int
-    base: str
-    base_model: str
-    rank: int
-    scale: float
-    dtype: str
-    bytes: int
-    target_modules: tuple[str, ...]
-    created: str
-    author: str
-    parents: tuple[str, ...]
-    tags: tuple[str, ...]
-    metadata: dict[str, Scalar]
-
-    @property
-    def served(self) -> str:
-        """What its owner calls it: `alice@v7`."""
-        return names.written("", self.name, self.version)
-
-    @property
-    def engine_name(self) -> str:
-        """What it is called inside vLLM, which takes requests with the same adapter name for the same adapter."""
-        return f"{self.cube_id}@v{self.version}"
-
-    def name_for(self, user: str) -> str:
-        """What a user calls it: `alice@v7`, or `maya/alice@v7` where it is not theirs."""
-        return names.written("" if user == self.owner else self.owner, self.name, self.version)
-
-
-class AdapterEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter with its versions, oldest first, those left out whose files were removed.
-
-    active: the version that a request gets which names none; default: serves its owner's requests that name no adapter
-    """
-
-    cube_id: str
-    owner: str
-    name: str
-    active: int | None
-    default: bool
-    versions: tuple[AdapterVersion, ...]
-    state: State
-    access: tuple[Grant, ...]
-    licence: Licence | None
-    expires: str
-    created: str
-    updated: str
-
-
 class AdapterRegistry:
     """The adapters of a vault. Thread-safe; several processes may have one each on the same vault.
 
-    base: the model that they are to fit; without one nothing can be added, and any base is served.
+    base, max_rank: what they are to fit; without a base nothing can be added, and everything fits.
     """
 
     def __init__(
@@ -141,16 +82,20 @@ class AdapterRegistry:
             )
             switch = _newest if activate else None
             held = self.vault.put_adapter(MemCube(header, payload), folder, actor=author, switch=switch)
-        return _version(held, held.versions[-1])
+        return version_of(held, held.versions[-1])
 
     def list(self, caller: Caller) -> "list[AdapterEntry]":
         """The adapters that a caller may use: their own, then others', by owner and name."""
         held = [held for held in self.vault.adapters_of(caller.principals) if _visible(held, caller)]
-        return sorted(map(_entry, held), key=lambda entry: entry.owner != caller.user)
+        return sorted(map(entry_of, held), key=lambda entry: entry.owner != caller.user)
+
+    def all(self) -> "list[AdapterEntry]":
+        """The adapters of all owners, for an operator, by owner and name."""
+        return [entry_of(held) for held in self.vault.all_adapters()]
 
     def get(self, caller: Caller, name: str) -> AdapterEntry:
         """The adapter that a caller calls `NAME`, or `OWNER/NAME`. Raises NotFound."""
-        return _entry(self._found(caller, name))
+        return entry_of(self._found(caller, name))
 
     def resolve(self, caller: Caller, model: str) -> AdapterVersion:
         """The version that a request for `NAME[@vN]` or `OWNER/NAME[@vN]` gets.
@@ -184,14 +129,14 @@ class AdapterRegistry:
         chosen = next((one for one in held.versions if one.cube.version == wanted), None)
         if chosen is None:
             raise NotFound(f"There is no version {wanted} of {held.record.name!r}.")
-        self._check_fits(_version(held, chosen))
+        self._check_fits(version_of(held, chosen))
         switched = self._switch(held, _to(wanted), caller, actor, "adapter.activate", default)
-        return _version(switched, switched.versions[-1])
+        return version_of(switched, switched.versions[-1])
 
     def rollback(self, caller: Caller, name: str, *, actor: str = "") -> AdapterVersion:
         """Activate the version that was active before. Raises NotFound, Forbidden, Conflict where there is none."""
         switched = self._switch(self._own(caller, name), _back, caller, actor, "adapter.rollback", None)
-        return _version(switched, switched.versions[-1])
+        return version_of(switched, switched.versions[-1])
 
     def deactivate(self, caller: Caller, name: str, *, actor: str = "") -> None:
         """Let the adapter serve only requests that name a version. Raises NotFound, Forbidden."""
@@ -202,7 +147,7 @@ class AdapterRegistry:
     ) -> None:
         """Remove an adapter, or the files of one version, whose place in the history stays.
 
-        snapshots: copies in its owner's snapshots go too; otherwise they keep the files, and can bring the adapter back.
+        snapshots: copies in its owner's snapshots go too; otherwise they keep the files and can bring it back.
         Raises NotFound, Forbidden, Conflict where the version is active or the only one.
         """
         held = self._own(caller, name)
@@ -222,7 +167,7 @@ class AdapterRegistry:
         chosen = next((one for one in held.versions if one.cube.version == wanted), None)
         if chosen is None:
             raise NotFound(f"There is no version {wanted} of {held.record.name!r}.")
-        exported = _version(held, chosen)
+        exported = version_of(held, chosen)
         self.stage(exported, folder)
         return exported
 
@@ -269,25 +214,27 @@ class AdapterRegistry:
         named, header = held.record.name, held.newest.header
         if held.newest.expired() or header.state not in HOT:
             state = "expired" if held.newest.expired() else header.state
-            raise AdapterInactive(f"The adapter {named!r} is {state}; activate it, or add it anew where it has expired.")
+            raise AdapterInactive(f"The adapter {named!r} is {state}; activate it, or add it anew if it has expired.")
         if header.licence is not None and header.licence.expires and header.licence.expires <= now():
             raise AdapterInactive(f"The licence of the adapter {named!r} has expired.")
         if not held.versions:
             if version is None:
-                raise AdapterInactive(f"No version of the adapter {named!r} is active; activate one or name one, as @vN.")
+                raise AdapterInactive(f"No version of the adapter {named!r} is active; activate or name one, as @vN.")
             raise NotFound(f"There is no version {version} of {named!r}.")
-        usable = _version(held, held.versions[-1])
+        usable = version_of(held, held.versions[-1])
         self._check_fits(usable)
         return usable
 
     def _check_fits(self, version: AdapterVersion) -> None:
-        if self.base is not None and version.base != self.base.fingerprint:
+        if self.base is None:
+            return
+        if version.base != self.base.fingerprint:
             raise AdapterUnusable(
-                f"{version.served} was made for another base model, {version.base_model!r} ({version.base}); this server "
-                f"runs {self.base.name!r} ({self.base.fingerprint})."
+                f"{version.served} was made for another base model, {version.base_model!r} ({version.base}), not for "
+                f"{self.base.name!r} ({self.base.fingerprint})."
             )
         if version.rank > self.max_rank:
-            raise AdapterUnusable(f"{version.served} has rank {version.rank}, this server serves up to {self.max_rank}.")
+            raise AdapterUnusable(f"{version.served} has rank {version.rank}, the limit here is {self.max_rank}.")
 
     def _switch(
         self, held: HeldAdapter, switch: Switch, caller: Caller, actor: str, action: str, default: bool | None
@@ -332,46 +279,3 @@ def _off(record: AdapterRecord, alive: set[int]) -> AdapterRecord:
 
 def _passed(record: AdapterRecord) -> tuple[int, ...]:
     return (*record.previous, record.active) if record.active else record.previous
-
-
-def _version(held: HeldAdapter, version: HeldVersion) -> AdapterVersion:
-    header, payload = version.cube.header, version.cube.payload
-    assert isinstance(payload, Parameter)
-    return AdapterVersion(
-        cube_id=held.record.cube_id,
-        owner=held.record.owner,
-        name=held.record.name,
-        version=version.cube.version,
-        digest=payload.digest,
-        int_id=version.number,
-        base=payload.base,
-        base_model=payload.base_model,
-        rank=payload.rank,
-        scale=payload.scale,
-        dtype=payload.dtype,
-        bytes=payload.bytes,
-        target_modules=payload.target_modules,
-        created=header.updated,
-        author=header.author,
-        parents=header.parents,
-        tags=header.tags,
-        metadata=header.metadata,
-    )
-
-
-def _entry(held: HeldAdapter) -> AdapterEntry:
-    header = held.newest.header
-    return AdapterEntry(
-        cube_id=held.record.cube_id,
-        owner=held.record.owner,
-        name=held.record.name,
-        active=held.record.active or None,
-        default=held.default,
-        versions=tuple(_version(held, version) for version in held.versions),
-        state=header.state,
-        access=header.access,
-        licence=header.licence,
-        expires=header.expires,
-        created=header.created,
-        updated=header.updated,
-    )

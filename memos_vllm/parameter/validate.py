@@ -36,8 +36,8 @@ def check(config: PeftConfig, tensors: Sequence[Tensor], base: BaseModel, *, max
     """Raises BadInput, which says what cannot be served and what to do."""
     if config.rank > max_rank:
         raise BadInput(
-            f"The adapter's rank is {config.rank}, this server serves up to {max_rank}: train it with a smaller one, or "
-            "start the server with a higher --max-lora-rank."
+            f"The adapter's rank is {config.rank}, the limit here is {max_rank}: train it with a smaller one, or start "
+            "the server with a higher --max-lora-rank."
         )
     pairs = _pairs(tensors)
     for module, sides in pairs.items():
@@ -94,8 +94,8 @@ def _check_pair(module: str, sides: Mapping[str, Tensor], base: BaseModel, rank:
     for side, wanted in (("A", (rank, shape[1])), ("B", (shape[0], rank))):
         if sides[side].shape != wanted:
             raise BadInput(
-                f"lora_{side} of {module[:100]} has the shape {list(sides[side].shape)[:4]}, {base.name} and rank {rank} "
-                f"need {list(wanted)}."
+                f"lora_{side} of {module[:100]} has the shape {list(sides[side].shape)[:4]}, but {base.name} with rank "
+                f"{rank} needs {list(wanted)}; the adapter was made for another base model."
             )
 
 

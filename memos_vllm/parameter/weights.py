@@ -1,4 +1,4 @@
-"""Safetensors files of adapters: their header, whether their numbers can be served, and the form in which they are stored.
+"""Safetensors files of adapters: their header, whether their numbers can be served, and the form they are stored in.
 
 The library judges whether a file is well formed; what is read here is where each tensor lies. A stored file is written
 anew from its tensors alone, so nothing else that came with them goes any further.
@@ -59,9 +59,9 @@ def read_header(path: Path, *, max_bytes: int = MAX_HEADER) -> Header:
     with path.open("rb") as file:
         start = file.read(8)
         size = int.from_bytes(start, "little")
-        if start.startswith(_PICKLES):
-            raise BadInput("The weights are a pickle, which is never loaded; save them as safetensors.")
         if len(start) < 8 or size > min(max_bytes, os.fstat(file.fileno()).st_size - 8):
+            if start.startswith(_PICKLES):
+                raise BadInput("The weights are a pickle, which is never loaded; save them as safetensors.")
             raise BadInput("The weights are no whole safetensors file: its header is cut short or too long.")
         raw = file.read(size)
     try:

@@ -1,6 +1,6 @@
 """Files of adapters: where they lie, which stored cubes name them, and when they go.
 
-    adapters/<cube id>-<digest>/    adapter_config.json and adapter_model.safetensors, unchanged for as long as it is there
+    adapters/<cube id>-<digest>/    adapter_config.json and adapter_model.safetensors, which never change
     adapters/.<random>.partial/     being written; its writer holds a lock on the folder until its rows are on disk
 
 A folder belongs to one adapter, so nobody can find out by adding files whether somebody else has the same ones, and

@@ -1,6 +1,6 @@
 """Backup, restore and compaction: whole, checked copies of a vault that appear under their name in one step.
 
-    DIR ── rows, as of one moment ──▶ .NAME.partial/vault ── manifest ──▶ .NAME.partial/kv ── check ──▶ NAME
+    DIR ── rows, as of one moment ──▶ .NAME.partial/vault ── files they name ──▶ .NAME.partial/… ── check ──▶ NAME
 
 A backup is a memory directory like any other, without free pages, so that no deleted text goes along. Nothing that
 runs on the original has to stop for it.
@@ -8,14 +8,14 @@ runs on the original has to stop for it.
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial as bound
 from pathlib import Path
 
 import msgspec
 
 from memos_vllm.errors import BackupFailed
-from memos_vllm.vault import audit, folder, keys, manifest
+from memos_vllm.vault import adapter_files, audit, folder, keys, lora, manifest
 from memos_vllm.vault.base import Opened
 from memos_vllm.vault.check import problems_in
 from memos_vllm.vault.env import Environment, Txn, sync
@@ -29,11 +29,17 @@ Progress = Callable[[str, int, int], None]
 
 
 class Copied(msgspec.Struct, frozen=True):
-    """What a copy holds. bytes: data file and KV files; left_out: KV files that were gone or not wanted."""
+    """What a copy holds.
+
+    bytes: data file, KV files and adapters; left_out: KV files that were gone or not wanted
+    adapters_lost: folders of adapters that were missing or damaged; in the copy their versions have no files
+    """
 
     cubes: int
     kv: int
     left_out: int
+    adapters: int
+    adapters_lost: int
     bytes: int
     log_head: str
 
@@ -48,14 +54,14 @@ class Keeper(Opened):
     def backup(self, target: Path, *, actor: str, kv: bool = True, progress: Progress = _silent) -> Copied:
         """A copy of the vault as of this moment, checked, in the new folder `target`, while others read and write.
 
-        kv: with the KV files; without them a server makes them anew. Call it from a process of its own where a server
-        writes: a map that has to grow waits for the copy.
+        kv: with the KV files; without them a server makes them anew. Adapters always go along. Call it from a process
+        of its own where a server writes: a map that has to grow waits for the copy.
         Raises BackupFailed, VaultFull, VaultUnavailable.
         """
         with _appearing(Path(target).absolute(), self.path) as partial:
             progress("records", 0, 0)
             _rewrite(self._env, partial / folder.VAULT)
-            copied = _completed(partial, self.path if kv else None, progress)
+            copied = _completed(partial, self.path, progress, kv=kv)
         if not self.readonly:
             self._env.write(lambda txn: audit.append(txn, actor=actor, action="vault.backup"), frees=True)
         return copied
@@ -124,19 +130,29 @@ def _appearing(target: Path, source: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _completed(partial: Path, source: Path | None, progress: Progress, *, actor: str = "") -> Copied:
-    """Bring the KV files beside a copied data file, check all of it, and mark it. actor: who restores it."""
+def _completed(partial: Path, source: Path, progress: Progress, *, kv: bool = True, actor: str = "") -> Copied:
+    """Bring the files beside a copied data file, check all of it, and mark it. actor: who restores it."""
     (partial / folder.KV).mkdir(mode=0o700)
     env = Environment(partial / folder.VAULT, readonly=False, map_bytes=_MAP_BYTES, max_bytes=None)
     try:
         rows = env.read(manifest.rows)
-        missing = _copy_kv(rows, source, partial, progress) if source else rows
-        env.write(lambda txn: _drop(txn, missing))
+        missing = _copy_kv(rows, source, partial, progress) if kv else rows
+        adapters = env.read(adapter_files.held)
+        lost = _copy_adapters(adapters, source, partial, progress)
+        env.write(lambda txn: _drop(txn, missing, lost))
         if actor:
             env.write(lambda txn: audit.append(txn, actor=actor, action="vault.restore"))
         progress("check", 0, 0)
         _refuse(partial, env.problems() or env.read(lambda txn: problems_in(txn, partial)))
-        copied = env.read(lambda txn: _copied(txn, partial, len(rows) - len(missing), len(missing)))
+        copied = Copied(
+            cubes=env.read(bound(_count, "cubes")),
+            kv=len(rows) - len(missing),
+            left_out=len(missing),
+            adapters=len(adapters) - len(lost),
+            adapters_lost=len(lost),
+            bytes=_bytes(partial),
+            log_head=str(env.read(audit.head_of)),
+        )
     finally:
         env.close()
     for name in ("lock.mdb", "reserve"):
@@ -144,6 +160,11 @@ def _completed(partial: Path, source: Path | None, progress: Progress, *, actor:
     folder.mark(partial)
     sync(partial)
     return copied
+
+
+def _bytes(partial: Path) -> int:
+    files = [*(partial / folder.KV).rglob("*"), *(partial / adapter_files.ADAPTERS).rglob("*")]
+    return sum(file.stat().st_size for file in (partial / folder.VAULT / "data.mdb", *files) if file.is_file())
 
 
 def _copy_kv(rows: list[KVRecord], source: Path, partial: Path, progress: Progress) -> list[KVRecord]:
@@ -164,6 +185,25 @@ def _copy_kv(rows: list[KVRecord], source: Path, partial: Path, progress: Progre
     return missing
 
 
+def _copy_adapters(
+    adapters: list[tuple[str, str]], source: Path, partial: Path, progress: Progress
+) -> list[tuple[str, str]]:
+    """Copy the folders of adapters, by cube id and digest; returns those whose files are missing or changed."""
+    lost = []
+    for done, (cube_id, digest) in enumerate(adapters):
+        progress("adapters", done, len(adapters))
+        here, there = (adapter_files.place(path, cube_id, digest) for path in (source, partial))
+        for name in adapter_files.FILES:
+            with suppress(FileNotFoundError):
+                _copy_file(here / name, there / name)
+        if adapter_files.fault_of(there, digest):
+            shutil.rmtree(there, ignore_errors=True)
+            lost.append((cube_id, digest))
+        else:
+            sync(there)
+    return lost
+
+
 def _copy_file(source: Path, target: Path) -> int:
     """Returns its bytes; they are on disk then."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -173,16 +213,13 @@ def _copy_file(source: Path, target: Path) -> int:
     return target.stat().st_size
 
 
-def _drop(txn: Txn, rows: list[KVRecord]) -> None:
-    """Take rows out of the copy, whose files were not copied."""
+def _drop(txn: Txn, rows: list[KVRecord], lost: list[tuple[str, str]]) -> None:
+    """Let no row of the copy name files that were not copied."""
     manifest.doom_all(txn, rows)
     for row in manifest.rows(txn, "doomed"):
         manifest.forget(txn, row)
-
-
-def _copied(txn: Txn, partial: Path, kv: int, left_out: int) -> Copied:
-    size = (partial / folder.VAULT / "data.mdb").stat().st_size
-    return Copied(txn.count("cubes"), kv, left_out, size + manifest.total_bytes(txn), str(audit.head_of(txn)))
+    for cube_id, digest in lost:
+        lora.lose(txn, cube_id, digest)
 
 
 def _rewrite(env: Environment, folder: Path) -> None:

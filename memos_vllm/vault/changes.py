@@ -14,7 +14,7 @@ _UPDATES: tuple[Operation, ...] = ("overwrite", "append")
 
 
 def add(txn: Txn, cube: MemCube, actor: str) -> None:
-    """A new cube. Raises Conflict where the id is or was in use, BadInput for an adapter, which `Vault.put_adapter` adds."""
+    """A new cube. Raises Conflict where the id is or was in use, BadInput for an adapter (see `Vault.put_adapter`)."""
     adapters.refuse(cube)
     if txn.get("events", keys.numbered(cube.id, 1)) is not None:
         raise Conflict(f"The id {cube.id} is or was in use; leave it out to get a new one.")

@@ -44,10 +44,10 @@ class Forgetting(KVManifest):
     def forget(self, principal: str, *, actor: str) -> ForgetReport:
         """Remove all that belongs to a principal, and their name from all that stays, in one transaction.
 
-        Cubes, versions, snapshots, adapters, K/V, index rows, uses, grants in both directions, registry entries. Events and
-        audit entries stay, without the name. KV files and adapters' are unlinked when this returns. Where the actor is the principal,
-        the audit entry names nobody. No row can be read any more; bytes of removed rows may lie in free pages of the
-        data file until it is written anew (`backup.compact`).
+        Cubes, versions, snapshots, adapters, K/V, index rows, uses, grants in both directions, registry entries. Events
+        and audit entries stay, without the name. KV files and adapters' are unlinked when this returns. Where the actor
+        is the principal, the audit entry names nobody. No row can be read any more; bytes of removed rows may lie in
+        free pages of the data file until it is written anew (`backup.compact`).
         """
         report = self._change(lambda txn: _forget(txn, principal, actor), frees=True)
         self._bury()

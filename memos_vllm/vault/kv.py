@@ -106,7 +106,7 @@ class KVManifest(Opened):
         return self._env.read(lambda txn: {cube_id: tables.uses_of(txn, checked_id(cube_id)) for cube_id in ids})
 
     def _bury(self) -> None:
-        """Unlink the files of removed rows, inside the transaction that forgets them: no other can name them meanwhile."""
+        """Unlink the files of removed rows, inside the transaction that forgets them: none can name them meanwhile."""
 
         def work(txn: Txn) -> None:
             for record in manifest.rows(txn, "doomed"):

@@ -11,6 +11,7 @@ from memos_vllm.errors import Conflict, NotFound
 from memos_vllm.vault import adapter_files, adapters, audit, books, changes, keys, snapshots, states, tables, versions
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
+from memos_vllm.vault.migrations import ACTOR
 from memos_vllm.vault.records import AdapterRecord
 
 Switch = Callable[[AdapterRecord, set[int]], AdapterRecord]
@@ -25,7 +26,7 @@ class HeldVersion(msgspec.Struct, frozen=True):
 
 
 class HeldAdapter(msgspec.Struct, frozen=True):
-    """An adapter at one moment. newest: whose header holds for all versions; versions: those asked for, oldest first."""
+    """An adapter at one moment. newest: its header holds for all versions; versions: those asked for, oldest first."""
 
     record: AdapterRecord
     newest: MemCube
@@ -155,11 +156,8 @@ class Adapters(KVManifest):
         def work(txn: Txn) -> None:
             record = adapters.record_of(txn, cube_id)
             _check_droppable(txn, record, version)
-            cube = tables.version_of(txn, cube_id, version)
-            newest = tables.newest(txn, cube_id).version == version
-            key = keys.cube_key(cube_id) if newest else keys.numbered(cube_id, version)
-            books.put_cube(txn, "cubes" if newest else "versions", key, _without_files(cube))
-            adapters.drop_number(txn, cube_id, version)
+            newest = tables.newest(txn, cube_id)
+            _take_files(txn, tables.version_of(txn, cube_id, version), newest=newest.version == version)
             detail = {"version": version}
             audit.append(txn, actor=actor, action="adapter.remove", target=cube_id, owner=record.owner, detail=detail)
 
@@ -182,6 +180,33 @@ class Adapters(KVManifest):
         """Remove folders that a crash or a failed write has left."""
         if self._env.read(lambda txn: adapter_files.strays(txn, self.path)):
             self._env.write(lambda txn: adapter_files.sweep(txn, self.path), frees=True)
+
+
+def lose(txn: Txn, cube_id: str, digest: str) -> None:
+    """Files of an adapter are lost: no stored cube names them any more, and no version that had them is active."""
+    cube = tables.find(txn, cube_id)
+    for version in tables.versions_of(txn, cube) if cube else ():
+        if _digest(version) == digest:
+            _take_files(txn, version, newest=version is cube)
+    for key, stored in list(txn.scan("snapshot_cubes")):
+        if key.endswith(keys.cube_key(cube_id)):
+            copy = tables.decoded(stored, MemCube, "snapshot_cubes", key)
+            if _digest(copy) == digest:
+                books.put_cube(txn, "snapshot_cubes", key, _without_files(copy))
+                snapshots.recount(txn, key[: -keys.ID_BYTES])
+
+
+def _take_files(txn: Txn, version: MemCube, *, newest: bool) -> None:
+    """A version keeps its place in the history, without files or number."""
+    key = keys.cube_key(version.id) if newest else keys.numbered(version.id, version.version)
+    books.put_cube(txn, "cubes" if newest else "versions", key, _without_files(version))
+    adapters.drop_number(txn, version.id, version.version)
+    if (record := adapters.record_of(txn, version.id)).active == version.version:
+        adapters.switch(txn, msgspec.structs.replace(record, active=0), ACTOR, "adapter.deactivate")
+
+
+def _digest(cube: MemCube) -> str:
+    return cube.payload.digest if isinstance(cube.payload, Parameter) else ""
 
 
 def _switch(
