@@ -156,14 +156,14 @@ async def open_memory(
     policy = headers.get("x-memos-policy")
     if policy is not None:
         policy_named(policy)
-    carries, model = path in MEMORY_PATHS, fields.get("model")
+    carries = path in MEMORY_PATHS
     named = headers.get("x-memos-cubes") if carries and caller is not None else None
     return RequestMemory(
         caller=caller,
         mode=mode,
         carries_memory=carries,
         generates=path in GENERATING_PATHS,
-        model=model if isinstance(model, str) else None,
+        model=_model(path, headers, fields),
         repair=repair,
         policy=policy,
         named=await to_thread.run_sync(_named, service, caller, named) if caller and named else None,
@@ -191,6 +191,12 @@ def _mode(headers: Headers, fields: Mapping[str, Any], default: Mode) -> Mode:
     if mode not in MODES:
         raise BadInput(f"The memory mode is {str(mode)[:32]!r}; it is one of {', '.join(MODES)}.")
     return cast(Mode, mode)
+
+
+def _model(path: str, headers: Headers, fields: Mapping[str, Any]) -> str | None:
+    """What vLLM will take for the request's model: `/invocations` has it in a header, and not in the body."""
+    model = headers.get("x-amzn-sagemaker-adapter-identifier") if path == "/invocations" else fields.get("model")
+    return model if isinstance(model, str) else None
 
 
 def _conversation(headers: Headers, fields: Mapping[str, Any]) -> str:

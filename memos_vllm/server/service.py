@@ -262,7 +262,8 @@ class MemoryService:
         """
         if self.splicer is None or self.scaffold is None:
             return
-        fitting = [cube for cube in cubes if len(self.tokens(cube)) <= self.scheduler.token_budget]
+        texts = [cube for cube in cubes if isinstance(cube.payload, Plaintext)]
+        fitting = [cube for cube in texts if len(self.tokens(cube)) <= self.scheduler.token_budget]
         memory_ids = [self.tokens(cube) for cube in fitting]
         self.splicer.capture(fitting, self.prompts.scaffold_ids(self.scaffold), memory_ids)
 

@@ -98,7 +98,7 @@ class Streamed:
 
     client: httpx.Client
     model: str
-    tokens: int = 400
+    tokens: int = 200
     ids: list[int] = field(default_factory=list)
     models: set[str] = field(default_factory=set)
     begun: threading.Event = field(default_factory=threading.Event)

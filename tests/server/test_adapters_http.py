@@ -54,13 +54,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def expected(server: Server) -> Callable[..., list[int]]:
     """The tokens that vLLM's own module with the weights of a seed answers; seed 0 is the base model."""
-    known: dict[tuple[int, int], list[int]] = {}
+    known: dict[int, list[int]] = {}
 
     def tokens_of(seed: int, tokens: int = 16) -> list[int]:
-        if (seed, tokens) not in known:
+        if len(known.get(seed, ())) < tokens:
             with server.http(authorization=f"Bearer {SERVICE_KEY}") as client:
-                known[seed, tokens] = ids_of(chat(client, f"plain-{seed}" if seed else MODEL_NAME, tokens=tokens))
-        return known[seed, tokens]
+                known[seed] = ids_of(chat(client, f"plain-{seed}" if seed else MODEL_NAME, tokens=tokens))
+        return known[seed][:tokens]
 
     return tokens_of
 
@@ -81,7 +81,8 @@ def tom(server: Server) -> Iterator[httpx.Client]:
 
 def remove_all(client: httpx.Client) -> None:
     for found in client.get("/v1/adapters").json()["results"]:
-        client.delete(f"/v1/adapters/{found['name']}").raise_for_status()
+        if found["model"] == found["name"]:  # not somebody else's
+            client.delete(f"/v1/adapters/{found['name']}").raise_for_status()
 
 
 def models_of(client: httpx.Client) -> set[str]:
@@ -118,10 +119,10 @@ def test_every_route_that_answers_takes_the_adapter(maya: httpx.Client, expected
         "/v1/messages": {"messages": messages},
         "/v1/responses": {"input": "Hello", "max_output_tokens": 16},
         "/invocations": {"messages": messages},
-        "/inference/v1/generate": {"token_ids": [5, 6, 7], "sampling_params": {"max_tokens": 4}},
     }
     for path, body in bodies.items():
-        answer = maya.post(path, json=ask | body)
+        named = {"x-amzn-sagemaker-adapter-identifier": "style"} if path == "/invocations" else {}
+        answer = maya.post(path, json=ask | body, headers=named)
         assert answer.status_code == 200, f"{path}: {answer.text}"
         assert answer.headers["x-memos-adapter"] == "style@v1", path
         assert answer.json().get("model", "style@v1") == "style@v1", path
@@ -206,7 +207,7 @@ def test_a_stream_ends_as_the_version_it_began_with(maya: httpx.Client, expected
     answer = chat(maya, "style")
     assert stream.running, "the stream must outlast the change"
     assert (ids_of(answer), answer.json()["model"]) == (expected(2), "style@v2")
-    assert stream.all_ids() == expected(1, 400) and stream.models == {"style@v1"}
+    assert stream.all_ids() == expected(1, 200) and stream.models == {"style@v1"}
     assert ids_of(chat(maya, "style@v1")) == expected(1)
     maya.post("/v1/adapters/style/rollback", json={}).raise_for_status()
     assert ids_of(chat(maya, "style")) == expected(1) and ids_of(chat(maya, "style@v2")) == expected(2)
@@ -247,14 +248,14 @@ def test_a_removed_adapter_answers_to_the_end_and_leaves_the_engine(
     maya.delete("/v1/adapters/style").raise_for_status()
     assert chat(maya, "style").status_code == 404 and models_of(maya) == PLAIN
     assert stream.running, "the stream must outlast the removal"
-    assert stream.all_ids() == expected(3, 400)
+    assert stream.all_ids() == expected(3, 200)
     wait(lambda: metric(maya, "memos_adapter_evictions_total") > gone)
 
 
 def folder_of(server: Server, body: dict[str, Any]) -> Path:
     """Where the files of an adapter's newest version lie."""
     digest = body["versions"][-1]["digest"]
-    (found,) = (path for path in (server.memory_dir / "adapters").rglob(digest) if path.is_dir())
+    (found,) = (server.memory_dir / "adapters").glob(f"*{digest}")
     return found
 
 
@@ -326,19 +327,21 @@ def test_damaged_files_are_an_answer_and_no_more(
         add(tom, f"good-{seed}", seed)
     for number, damage in enumerate(DAMAGES):
         damage(folder_of(server, add(tom, f"bad-{number}", 10 + number)))
-    stream = Streamed(maya, "steady", 1000)
+    stream = Streamed(maya, "steady", 400)
     for number, damage in enumerate(DAMAGES):
         answer = chat(tom, f"bad-{number}")
         assert answer.status_code == 409, f"{damage.__name__}: {answer.text}"
         assert f"bad-{number}" in error_of(answer) and str(server.memory_dir) not in answer.text
         seed = 2 + number % 2
         assert ids_of(chat(tom, f"good-{seed}")) == expected(seed)
+    base = chat(tom, MODEL_NAME, headers={"x-memos-mode": "off"})
+    assert ids_of(base) == expected(0), "the base model is not touched by the adapters beside it"
     assert stream.running, "the stream must outlast the damage"
     tom.post("/v1/adapters/bad-0/activate", json={"default": True}).raise_for_status()
     fallen = chat(tom, MODEL_NAME)
     assert ids_of(fallen) == expected(0) and fallen.json()["model"] == MODEL_NAME
     assert (fallen.headers["x-memos-adapter"], fallen.headers["x-memos-fallback"]) == ("none", "adapter-unusable")
-    assert stream.all_ids() == expected(1, 1000)
+    assert stream.all_ids() == expected(1, 400)
 
 
 REFUSED = {
@@ -371,7 +374,7 @@ def test_the_memory_directory_may_go_while_adapters_run(
         add(tom, f"good-{seed}", seed)
     add(tom, "late", 2)
     assert ids_of(chat(tom, "good-2")) == expected(2)
-    stream = Streamed(maya, "steady", 600)
+    stream = Streamed(maya, "steady", 300)
     moved = server.memory_dir.with_name("moved")
     server.memory_dir.rename(moved)
     try:
@@ -380,7 +383,7 @@ def test_the_memory_directory_may_go_while_adapters_run(
             assert answer.status_code == 409 and model in error_of(answer), answer.text
             assert ids_of(chat(tom, "plain-2")) == expected(2) and ids_of(chat(tom, "plain-3")) == expected(3)
         assert stream.running, "the stream must outlast the move"
-        assert stream.all_ids() == expected(1, 600)
+        assert stream.all_ids() == expected(1, 300)
     finally:
         moved.rename(server.memory_dir)
     assert ids_of(chat(tom, "good-3")) == expected(3) and ids_of(chat(tom, "late")) == expected(2)
