@@ -14,7 +14,6 @@ def register() -> None:
     and vLLM ask for adapters; mends what vLLM does with these on CPUs.
     """
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
-
     from vllm.platforms import current_platform
 
     from memos_vllm.engine import cpu_lora, lora_resolver

@@ -1,8 +1,8 @@
 """LoRA on CPUs in vLLM 0.32: the base model's rows of a batch are left alone.
 
-vLLM gives them slot -1, which its GPU kernels skip. Its CPU ops take -1 for the last slot, and so add somebody's adapter
-to the base model's answers, and to K/V captured from it, whenever both are in one batch (vllm-project/vllm#48421, open).
-To be removed with a vLLM that has that fix.
+vLLM gives them slot -1, which its GPU kernels skip. Its CPU ops take -1 for the last slot, and so add somebody's
+adapter to the base model's answers, and to K/V captured from it, whenever both are in one batch
+(vllm-project/vllm#48421, open). To be removed with a vLLM that has that fix.
 """
 
 from __future__ import annotations
