@@ -140,7 +140,9 @@ def _copied(copied: Copied, what: str) -> int:
     if copied.left_out:
         _plain(f"{copied.left_out:,} K/V were left out; a server makes them anew")
     if copied.adapters_lost:
-        _plain(f"{copied.adapters_lost:,} adapters were missing or damaged and are not in it; `vault check` names them")
+        _plain(
+            f"{copied.adapters_lost:,} adapters were missing, damaged or removed meanwhile; `vault check` names those"
+        )
     _plain(f"head of the audit log: {copied.log_head}")
     return 0
 

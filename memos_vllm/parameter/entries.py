@@ -92,17 +92,21 @@ def version_of(held: HeldAdapter, version: HeldVersion) -> AdapterVersion:
     )
 
 
-def entry_of(held: HeldAdapter) -> AdapterEntry:
+def entry_of(held: HeldAdapter, *, owned: bool) -> AdapterEntry:
+    """owned: for its owner; others are not told who else may use it, nor what it was made from."""
     header = held.newest.header
+    versions = [version_of(held, version) for version in held.versions]
+    if not owned:
+        versions = [msgspec.structs.replace(version, parents=()) for version in versions]
     return AdapterEntry(
         cube_id=held.record.cube_id,
         owner=held.record.owner,
         name=held.record.name,
         active=held.record.active or None,
         default=held.default,
-        versions=tuple(version_of(held, version) for version in held.versions),
+        versions=tuple(versions),
         state=header.state,
-        access=header.access,
+        access=header.access if owned else (),
         licence=header.licence,
         expires=header.expires,
         created=header.created,

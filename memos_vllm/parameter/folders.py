@@ -1,6 +1,5 @@
 """An adapter's files on their way: taken in, written in the form that is stored, and copied out again."""
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from memos_vllm.cube import Parameter
-from memos_vllm.errors import AdapterUnusable, BadInput, Conflict, MemosError, TooLarge, VaultFull, VaultUnavailable
+from memos_vllm.errors import AdapterUnusable, BadInput, Conflict, MemosError, TooLarge
 from memos_vllm.parameter import peft_config, validate, weights
 from memos_vllm.parameter.base_model import BaseModel
-from memos_vllm.vault.adapter_files import CONFIG, FILES, WEIGHTS, bytes_of, digest_of, fault_of
+from memos_vllm.vault.adapter_files import CONFIG, FILES, WEIGHTS, bytes_of, digest_of, failure, fault_of
 from memos_vllm.vault.env import sync
 
 __all__ = ["CONFIG", "FILES", "WEIGHTS", "AdapterFiles", "copy_out", "digest_of", "take_in"]
@@ -21,7 +20,6 @@ __all__ = ["CONFIG", "FILES", "WEIGHTS", "AdapterFiles", "copy_out", "digest_of"
 BASE = "base"
 """Metadata of a stored safetensors file: the fingerprint of the model it was made for."""
 _CHUNK = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -51,32 +49,31 @@ def take_in(
 ) -> Parameter:
     """Check an adapter and write its files to an empty folder, in the form that is stored, synced.
 
-    Returns the payload that describes them. Raises BadInput, TooLarge, VaultFull, VaultUnavailable.
+    Returns the payload that describes them. Raises BadInput, TooLarge, OSError.
     """
     config = peft_config.read(files.config)
-    with _writing(folder):
-        received = folder / "received"
-        _receive(files.weights, received, max_bytes)
-        header = weights.read_header(received)
-        validate.check_base(header.metadata.get(BASE, ""), files.base, config.base_model, base)
-        checked = validate.check(config, header.tensors, base, max_rank=max_rank)
-        weights.check_values(received, header.tensors)
-        weights.write(folder / WEIGHTS, received, header.tensors, {"format": "pt", BASE: base.fingerprint})
-        received.unlink()
-        (folder / CONFIG).write_bytes(peft_config.stored(config, checked.targets, base.name))
-        sync(folder / CONFIG)
-        sync(folder)
-        return Parameter(
-            digest=digest_of(folder),
-            base_model=base.name,
-            rank=config.rank,
-            scale=config.scale,
-            target_modules=checked.modules,
-            name=name,
-            base=base.fingerprint,
-            bytes=bytes_of(folder),
-            dtype=checked.dtype,
-        )
+    received = folder / "received"
+    _receive(files.weights, received, max_bytes)
+    header = weights.read_header(received)
+    validate.check_base(header.metadata.get(BASE, ""), files.base, config.base_model, base)
+    checked = validate.check(config, header.tensors, base, max_rank=max_rank)
+    weights.check_values(received, header.tensors)
+    weights.write(folder / WEIGHTS, received, header.tensors, {"format": "pt", BASE: base.fingerprint})
+    received.unlink()
+    (folder / CONFIG).write_bytes(peft_config.stored(config, checked.targets, base.name))
+    sync(folder / CONFIG)
+    sync(folder)
+    return Parameter(
+        digest=digest_of(folder),
+        base_model=base.name,
+        rank=config.rank,
+        scale=config.scale,
+        target_modules=checked.modules,
+        name=name,
+        base=base.fingerprint,
+        bytes=bytes_of(folder),
+        dtype=checked.dtype,
+    )
 
 
 def copy_out(source: Path, target: Path, digest: str) -> None:
@@ -90,9 +87,10 @@ def copy_out(source: Path, target: Path, digest: str) -> None:
     except FileExistsError as error:
         raise Conflict(f"{target} is there already; name a new folder.") from error
     except OSError as error:
-        raise _failure(target, error) from error
+        raise failure(target.parent, error) from error
     try:
-        _copy_files(source, target)
+        for name in FILES:
+            _copy(source / name, target / name)
         if fault := fault_of(target, digest):
             raise AdapterUnusable(f"The adapter's files are damaged ({fault}); add it again, or restore a backup.")
     except MemosError:
@@ -100,16 +98,18 @@ def copy_out(source: Path, target: Path, digest: str) -> None:
         raise
 
 
-def _copy_files(source: Path, target: Path) -> None:
-    for name in FILES:
-        try:
-            file = (source / name).open("rb")
-        except OSError as error:
-            raise AdapterUnusable(
-                f"The adapter's {name} cannot be read ({error.strerror}); add it again, or restore a backup."
-            ) from error
-        with file, _writing(target), (target / name).open("xb") as copy:
+def _copy(source: Path, target: Path) -> None:
+    try:
+        file = source.open("rb")
+    except OSError as error:
+        raise AdapterUnusable(
+            f"The adapter's {source.name} cannot be read ({error.strerror}); add it again, or restore a backup."
+        ) from error
+    try:
+        with file, target.open("xb") as copy:
             shutil.copyfileobj(file, copy, _CHUNK)
+    except OSError as error:
+        raise failure(target.parent.parent, error) from error
 
 
 def _receive(source: Path | BinaryIO, target: Path, max_bytes: int) -> None:
@@ -138,17 +138,3 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         if not path.is_file():
             raise BadInput(f"{path} is no file.")
         yield file
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _failure(folder, error) from error
-
-
-def _failure(folder: Path, error: OSError) -> MemosError:
-    if error.errno in _FULL:
-        return VaultFull(f"The disk under {folder.parent} is full; nothing was stored. Free some space.")
-    return VaultUnavailable(f"Cannot write below {folder.parent}: {error.strerror or error}.")

@@ -20,7 +20,7 @@ from memos_vllm.parameter.entries import AdapterEntry, AdapterVersion, entry_of,
 from memos_vllm.parameter.folders import AdapterFiles
 from memos_vllm.vault import AdapterRecord, HeldAdapter, Vault
 from memos_vllm.vault.lora import Switch
-from memos_vllm.vault.states import HOT
+from memos_vllm.vault.states import SERVING
 
 __all__ = ["AdapterEntry", "AdapterFiles", "AdapterRegistry", "AdapterVersion", "BaseModel", "Caller"]
 
@@ -87,15 +87,17 @@ class AdapterRegistry:
     def list(self, caller: Caller) -> "list[AdapterEntry]":
         """The adapters that a caller may use: their own, then others', by owner and name."""
         held = [held for held in self.vault.adapters_of(caller.principals) if _visible(held, caller)]
-        return sorted(map(entry_of, held), key=lambda entry: entry.owner != caller.user)
+        entries = (entry_of(one, owned=one.record.owner in caller.principals) for one in held)
+        return sorted(entries, key=lambda entry: entry.owner != caller.user)
 
     def all(self) -> "list[AdapterEntry]":
         """The adapters of all owners, for an operator, by owner and name."""
-        return [entry_of(held) for held in self.vault.all_adapters()]
+        return [entry_of(held, owned=True) for held in self.vault.all_adapters()]
 
     def get(self, caller: Caller, name: str) -> AdapterEntry:
         """The adapter that a caller calls `NAME`, or `OWNER/NAME`. Raises NotFound."""
-        return entry_of(self._found(caller, name))
+        held = self._found(caller, name)
+        return entry_of(held, owned=held.record.owner in caller.principals)
 
     def resolve(self, caller: Caller, model: str) -> AdapterVersion:
         """The version that a request for `NAME[@vN]` or `OWNER/NAME[@vN]` gets.
@@ -212,7 +214,7 @@ class AdapterRegistry:
 
     def _usable(self, held: HeldAdapter, version: int | None) -> AdapterVersion:
         named, header = held.record.name, held.newest.header
-        if held.newest.expired() or header.state not in HOT:
+        if held.newest.expired() or header.state not in SERVING:
             state = "expired" if held.newest.expired() else header.state
             raise AdapterInactive(f"The adapter {named!r} is {state}; activate it, or add it anew if it has expired.")
         if header.licence is not None and header.licence.expires and header.licence.expires <= now():

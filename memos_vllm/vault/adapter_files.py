@@ -8,6 +8,7 @@ files that were made to share a digest can only meet in the hands of their maker
 is renamed and ends with its process: a folder without rows and without a lock was left by a crash.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -21,7 +22,7 @@ from pathlib import Path
 import xxhash
 
 from memos_vllm.cube import MemCube, Parameter, is_id
-from memos_vllm.errors import Conflict
+from memos_vllm.errors import Conflict, MemosError, VaultFull, VaultUnavailable
 from memos_vllm.vault import keys
 from memos_vllm.vault.env import Txn, sync
 from memos_vllm.vault.records import Damaged, decode
@@ -33,6 +34,7 @@ WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 
 _CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PARTIAL = ".partial"
 _GONE = ".gone"
 
@@ -77,6 +79,13 @@ def fault_of(folder: Path, digest: str) -> str:
         return f"cannot be read ({error.strerror})"
 
 
+def failure(folder: Path, error: OSError) -> MemosError:
+    """What a file system's refusal to write below a folder is answered with."""
+    if error.errno in _FULL:
+        return VaultFull(f"The disk under {folder} is full; nothing was stored. Free some space.")
+    return VaultUnavailable(f"Cannot write below {folder}: {error.strerror or error}; nothing was stored.")
+
+
 def hold(txn: Txn, cube: MemCube) -> int:
     """One more stored cube names its files; returns the bytes that this adds to its owner's."""
     key = key_of(cube)
@@ -106,8 +115,8 @@ def let_go(txn: Txn, database: str, row: bytes, stored: bytes) -> int:
     return _bytes(cube)
 
 
-def settle(txn: Txn, memory_dir: Path, folder: Path, cube: MemCube) -> None:
-    """Bring a whole, synced folder to its place, before the cube that names it is stored.
+def settle(txn: Txn, memory_dir: Path, folder: Path, cube: MemCube) -> Path:
+    """Bring a whole, synced folder to its place, before the cube that names it is stored; returns where it is then.
 
     Files that are there already stay if they are the same and sound, for others may read them. Raises Conflict where
     they are others under the same digest.
@@ -115,16 +124,17 @@ def settle(txn: Txn, memory_dir: Path, folder: Path, cube: MemCube) -> None:
     key, payload = key_of(cube), cube.payload
     assert key is not None and isinstance(payload, Parameter)
     target = place(memory_dir, cube.id, payload.digest)
-    if not folder.exists():
-        return  # this write runs again: it is there
+    if folder == target:
+        return target  # this write runs again
     if txn.get("adapter_files", key) is not None and not fault_of(target, payload.digest):
         if not all(cmp(folder / name, target / name, shallow=False) for name in FILES):
             raise Conflict("These files differ from an earlier version's but have its digest; train the adapter anew.")
-        return
+        return folder
     if target.exists():
         _remove(target)
     folder.rename(target)
     sync(target.parent)
+    return target
 
 
 @contextmanager
@@ -134,7 +144,9 @@ def new_folder(memory_dir: Path) -> Iterator[Path]:
     What is in it then is removed, unless `settle` gave it a place. Raises OSError.
     """
     parent = memory_dir / ADAPTERS
-    parent.mkdir(mode=0o700, exist_ok=True)
+    if not parent.is_dir():
+        parent.mkdir(mode=0o700, exist_ok=True)
+        sync(memory_dir)
     folder, lock = _locked_folder(parent)
     try:
         yield folder
@@ -146,8 +158,7 @@ def new_folder(memory_dir: Path) -> Iterator[Path]:
 def bury(txn: Txn, memory_dir: Path) -> None:
     """Remove the folders whose cubes are gone; one that cannot be removed is tried again at the next start."""
     for key, _ in list(txn.scan("adapter_doomed")):
-        folder = place(memory_dir, *keys.split_adapter_files(key))
-        if _remove(folder):
+        if _cleared(place(memory_dir, *keys.split_adapter_files(key))):
             txn.delete("adapter_doomed", key)
 
 
@@ -170,9 +181,7 @@ def sweep(txn: Txn, memory_dir: Path) -> None:
     """Remove what a crash has left. In a write transaction, so that no folder gets its rows meanwhile."""
     for folder in _folders(memory_dir):
         if not _is_named(txn, folder):
-            with _claimed(folder) as claimed:
-                if claimed:
-                    _remove(folder)
+            _cleared(folder)
 
 
 def problems(txn: Txn, memory_dir: Path) -> Iterator[str]:
@@ -238,18 +247,27 @@ def _claimed(folder: Path) -> Iterator[bool]:
     """Whether no living process writes to a folder; if so, none begins to before the end of the block."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
+    except OSError:
         yield False
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        claimed = True
-    except BlockingIOError:
-        claimed = False
-    try:
-        yield claimed
+        yield _locked(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody else has it, or the file system knows no locks
+        return False
+    return True
+
+
+def _cleared(folder: Path) -> bool:
+    """Remove a folder that no living process writes to; whether it is gone."""
+    with _claimed(folder) as claimed:
+        return (claimed and _remove(folder)) or not folder.exists()
 
 
 def _folders(memory_dir: Path) -> list[Path]:

@@ -33,6 +33,11 @@ def has_weights(cube: MemCube) -> bool:
     return adapter_files.key_of(cube) is not None
 
 
+def is_spent(cube: MemCube) -> bool:
+    """Whether this is a version of an adapter whose files were removed: it cannot come back."""
+    return is_adapter(cube) and not has_weights(cube)
+
+
 def refuse(cube: MemCube) -> None:
     """Raises BadInput for an adapter: no cube may come in that names files it did not bring."""
     if is_adapter(cube):
@@ -93,7 +98,6 @@ def remove(txn: Txn, cube: MemCube) -> None:
     for row in [row for row, _ in txn.scan("adapter_ids", key)]:
         txn.delete("adapter_ids", row)
     set_default(txn, record, False)
-    touch(txn)
 
 
 def find(txn: Txn, principal: str, owner: str, name: str) -> str | None:
@@ -133,6 +137,7 @@ def set_default(txn: Txn, record: AdapterRecord, wanted: bool) -> None:
         txn.put("adapter_default", key, keys.cube_key(record.cube_id))
     elif default_of(txn, record.owner) == record.cube_id:
         txn.delete("adapter_default", key)
+    touch(txn)
 
 
 def switch(txn: Txn, new: AdapterRecord, actor: str, action: str) -> None:

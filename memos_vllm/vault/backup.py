@@ -32,7 +32,8 @@ class Copied(msgspec.Struct, frozen=True):
     """What a copy holds.
 
     bytes: data file, KV files and adapters; left_out: KV files that were gone or not wanted
-    adapters_lost: folders of adapters that were missing or damaged; in the copy their versions have no files
+    adapters_lost: folders of adapters that were missing, damaged or removed meanwhile; in the copy their versions have
+        no files
     """
 
     cubes: int

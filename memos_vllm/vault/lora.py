@@ -41,14 +41,16 @@ class Adapters(KVManifest):
     def new_adapter_folder(self) -> Iterator[Path]:
         """An empty folder beside the others, for the files that `put_adapter` takes; gone at the end of the block.
 
-        Raises VaultUnavailable, OSError.
+        An OSError of the block becomes VaultFull or VaultUnavailable.
         """
         self._writable()
         try:
             with adapter_files.new_folder(self.path) as folder:
                 yield folder
-        except BaseException:
+        except BaseException as error:
             self.sweep_adapters()
+            if isinstance(error, OSError):
+                raise adapter_files.failure(self.path, error) from error
             raise
 
     def put_adapter(self, draft: MemCube, folder: Path, *, actor: str, switch: Switch | None = None) -> HeldAdapter:
@@ -62,16 +64,17 @@ class Adapters(KVManifest):
         owner, name = first.owner, first.payload.name
 
         def work(txn: Txn) -> HeldAdapter:
+            nonlocal folder
             known = adapters.find(txn, owner, owner, name)
             if known is None:
                 cube = first
-                adapter_files.settle(txn, self.path, folder, cube)
+                folder = adapter_files.settle(txn, self.path, folder, cube)
                 changes.enter(txn, cube, actor)
                 adapters.begin(txn, cube)
             else:
                 old = tables.newest(txn, known)
                 cube = versions.replaced(old, draft, actor)
-                adapter_files.settle(txn, self.path, folder, cube)
+                folder = adapter_files.settle(txn, self.path, folder, cube)
                 changes.supersede(txn, old, cube, actor)
             if switch is not None:
                 _switch(txn, cube.id, switch, actor, "adapter.activate")
@@ -123,7 +126,7 @@ class Adapters(KVManifest):
     def switch_adapter(
         self, cube_id: str, switch: Switch, *, actor: str, action: str, default: bool | None = None
     ) -> HeldAdapter:
-        """Make another version active, or none; an adapter that was archived or frozen is activated with it.
+        """Make another version active, or none; an adapter that was archived is activated with it.
 
         default: whether it is its owner's default from now on; None: it becomes that where there is none.
         Raises NotFound, Conflict, and what `switch` raises.
@@ -217,16 +220,15 @@ def _switch(
     if new != old:
         adapters.switch(txn, new, actor, action)
     cube = tables.newest(txn, cube_id)
-    if new.active and cube.header.state != "activated":
+    if new.active and cube.header.state not in ("activated", "frozen"):
         states.check_transition(cube.header.state, "activated")
         changes.transit(txn, cube, "activated", actor)
-    if default is None:
-        default = bool(new.active) and adapters.default_of(txn, new.owner) in (None, cube_id)
-        if default:
-            adapters.set_default(txn, new, True)
-    else:
+    if default is None and new.active and adapters.default_of(txn, new.owner) is None:
+        default = True
+    if default is not None and default != (adapters.default_of(txn, new.owner) == cube_id):
         adapters.set_default(txn, new, default)
-        adapters.touch(txn)
+        detail = {"default": default}
+        audit.append(txn, actor=actor, action="adapter.default", target=cube_id, owner=new.owner, detail=detail)
     return new
 
 

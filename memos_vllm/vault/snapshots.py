@@ -217,7 +217,7 @@ class _Restore:
     def _return(self, cube: MemCube, then: MemCube) -> MemCube | None:
         """The cube with the content and state of then, or None where nothing had to change."""
         state = cube.header.state if cube.expired() else then.header.state
-        if versions.same_content(cube, then):
+        if versions.same_content(cube, then) or adapters.is_spent(then):
             return None if state == cube.header.state else self._in_state(cube, state)
         new = versions.returned(cube, then, self._actor, "restore")
         new = MemCube(msgspec.structs.replace(new.header, state=state), new.payload)

@@ -21,6 +21,9 @@ ALLOWED: Mapping[State, frozenset[State]] = MappingProxyType(
 HOT: frozenset[State] = frozenset({"generated", "activated"})
 """The states whose cubes are searched and enter prompts."""
 
+SERVING: frozenset[State] = HOT | {"frozen"}
+"""The states whose adapters are served: what is frozen keeps its content, and goes on with it."""
+
 
 def check_transition(old: State, new: State) -> None:
     """Raises Conflict, which names both states, where `new` may not follow `old`."""

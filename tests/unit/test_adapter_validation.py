@@ -237,7 +237,7 @@ def test_number_formats(registry: AdapterRegistry, dtype: torch.dtype) -> None:
     loaded = load_torch(registry.folder(stored) / "adapter_model.safetensors")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in arrays.items())
     for value in (float("nan"), float("inf"), 1e30):
-        arrays[A0] = torch.full((4, 256), value, dtype=dtype)
+        arrays[A0] = torch.full((4, 256), value).to(dtype)
         with pytest.raises(BadInput, match="NaN, infinity or a number above"):
             registry.add("maya", "poet", AdapterFiles(raw, BytesIO(save_torch(arrays))), author="maya")
 

@@ -1,0 +1,100 @@
+"""A thousand adapters: what they cost to start with, to list and to resolve. Figures are printed (pytest -s)."""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from memos_vllm.errors import NotFound
+from memos_vllm.governance.identity import Caller
+from memos_vllm.parameter.registry import AdapterFiles, AdapterRegistry
+from memos_vllm.vault import Vault
+from tests.unit.adapter_cases import BO, MAYA, registry_of, tensors, write
+
+MANY = 1000
+HERS = 500
+START = """
+import sys, time
+from pathlib import Path
+from memos_vllm.parameter.registry import AdapterRegistry
+from memos_vllm.vault import Vault
+began = time.perf_counter()
+with Vault.open(Path(sys.argv[1])) as vault:
+    registry = AdapterRegistry(vault)
+    print(time.perf_counter() - began)
+"""
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterRegistry]:
+    """One user with half of them, the others one each."""
+    folder = tmp_path_factory.mktemp("many")
+    source = write(folder / "in", arrays=tensors(rank=2, layers=(0,)), rank=2)
+    files = AdapterFiles.read(source)
+    began = time.perf_counter()
+    with Vault.open(folder / "memory") as vault:
+        made = registry_of(vault)
+        for number in range(MANY):
+            owner = "maya" if number < HERS else f"user-{number}"
+            made.add(owner, f"a{number}", files, author=owner, activate=True)
+        tell(f"\nadd: {1e3 * (time.perf_counter() - began) / MANY:.1f} ms each")
+        yield made
+
+
+def tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+def median_ms(work: Callable[[], object], turns: int) -> float:
+    times = []
+    for _ in range(turns):
+        began = time.perf_counter()
+        work()
+        times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def test_listing(registry: AdapterRegistry) -> None:
+    one = Caller(f"user-{HERS}", bound=True)
+    assert (len(registry.list(MAYA)), len(registry.list(one)), len(registry.all())) == (HERS, 1, MANY)
+    hers, theirs = median_ms(lambda: registry.list(MAYA), 5), median_ms(lambda: registry.list(one), 50)
+    everything = median_ms(registry.all, 5)
+    tell(f"list: {HERS} of a user {hers:.1f} ms, 1 of a user {theirs:.2f} ms, all {MANY} {everything:.1f} ms")
+    assert theirs < 20 and hers < 1000 and everything < 2000
+
+
+def test_resolving(registry: AdapterRegistry) -> None:
+    def missed(name: str) -> None:
+        with pytest.raises(NotFound):
+            registry.resolve(BO, name)
+
+    own = median_ms(lambda: registry.resolve(MAYA, "a250"), 200)
+    default = median_ms(lambda: registry.default_of(MAYA), 200)
+    theirs, nobodys = median_ms(lambda: missed("maya/a250"), 200), median_ms(lambda: missed("maya/b250"), 200)
+    tell(f"resolve: own {own:.3f} ms, default {default:.3f} ms, another's {theirs:.3f} ms, nobody's {nobodys:.3f} ms")
+    assert max(own, default, theirs, nobodys) < 20
+
+
+def test_starting(registry: AdapterRegistry) -> None:
+    command = [sys.executable, "-c", START, str(registry.vault.path)]
+    seconds = [float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
+    tell(f"start: {1e3 * min(seconds):.0f} ms with {MANY} adapters")
+    assert min(seconds) < 5
+
+
+def test_checking(registry: AdapterRegistry) -> None:
+    began = time.perf_counter()
+    assert registry.vault.check() == []
+    tell(f"check: {time.perf_counter() - began:.1f} s, every file read")
+
+
+def test_staging(registry: AdapterRegistry, tmp_path: Path) -> None:
+    version = registry.resolve(MAYA, "a250")
+    targets = iter(tmp_path / str(number) for number in range(50))
+    milliseconds = median_ms(lambda: registry.stage(version, next(targets)), 50)
+    tell(f"stage: {milliseconds:.2f} ms for {version.bytes:,} bytes")
+    assert milliseconds < 200
