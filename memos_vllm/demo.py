@@ -26,7 +26,7 @@ from memos_vllm.bench.servers import SERVED_NAME, ServerFailed, running, server_
 from memos_vllm.bench.stats import Quartiles
 from memos_vllm.bench.text import shares, text_of
 from memos_vllm.errors import StartError
-from memos_vllm.server.prompt import INTRO, OUTRO, memory_line
+from memos_vllm.memory_block import INTRO, OUTRO, memory_line
 
 EXIT_WRONG = 1
 EXIT_STOPPED = 130

@@ -24,7 +24,7 @@ from memos_vllm.bench.people import (
     make_facts,
 )
 from memos_vllm.bench.stories import KINDS, Kind, make_story
-from memos_vllm.server.prompt import INTRO, OUTRO, memory_line
+from memos_vllm.memory_block import INTRO, OUTRO, memory_line
 
 MAX_POSITIONS = 8192
 Encode = Callable[[str], list[int]]

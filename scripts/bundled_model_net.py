@@ -19,7 +19,7 @@ from bundled_model_data import (
 )
 
 from memos_vllm.bench.people import EASY, filler, make_facts
-from memos_vllm.server.prompt import INTRO, OUTRO
+from memos_vllm.memory_block import INTRO, OUTRO
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from memos_vllm.bench.people import Mix
 from memos_vllm.bench.stories import KINDS, Ask, Kind, Memory, Story
-from memos_vllm.server.prompt import memory_line
+from memos_vllm.memory_block import memory_line
 
 PEOPLE = Mix(listed=0.7, spelled=0.0)
 """Names and values: mostly of the lists, the others made of syllables."""

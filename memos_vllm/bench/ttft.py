@@ -32,7 +32,7 @@ from memos_vllm.bench.report import Report, print_report, write_report
 from memos_vllm.bench.servers import running, server_environ
 from memos_vllm.bench.stats import Build, Sample, summarise
 from memos_vllm.bench.text import shares, text_of
-from memos_vllm.server.prompt import INTRO, OUTRO, memory_line
+from memos_vllm.memory_block import INTRO, OUTRO, memory_line
 
 TEMPLATE_ROOM = 512
 """Tokens of a prompt beside memories and query: chat template, the lines around the memories, the answer."""

@@ -1,1 +1,1 @@
-"""Parameter memory: LoRA adapters as cubes."""
+"""Parameter memory: LoRA adapters as cubes; trained from memories, merged, read back as text."""

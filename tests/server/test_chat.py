@@ -13,7 +13,7 @@ import lmdb
 import pytest
 from transformers import AutoTokenizer
 
-from memos_vllm.server.prompt import INTRO, OUTRO, memory_line
+from memos_vllm.memory_block import INTRO, OUTRO, memory_line
 from tests.server.conftest import MODEL_NAME, Server, model_path
 
 pytestmark = pytest.mark.server

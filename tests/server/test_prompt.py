@@ -11,16 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from memos_vllm.server.prompt import (
-    INTRO,
-    OUTRO,
-    Message,
-    PromptBuilder,
-    Render,
-    Unrenderable,
-    last_user_text,
-    memory_line,
-)
+from memos_vllm.memory_block import INTRO, OUTRO, memory_line
+from memos_vllm.server.prompt import Message, PromptBuilder, Render, Unrenderable, last_user_text
 from tests.server.conftest import model_path
 
 QUESTION: list[Message] = [{"role": "user", "content": "What tea do I like?"}]

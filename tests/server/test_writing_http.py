@@ -10,7 +10,7 @@ import anthropic
 import httpx
 import pytest
 
-from memos_vllm.server.prompt import INTRO, memory_line
+from memos_vllm.memory_block import INTRO, memory_line
 from tests.server.conftest import MODEL_NAME, Server, running_server
 from tests.server.test_chat import tokenizer
 

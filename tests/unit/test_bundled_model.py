@@ -14,7 +14,7 @@ import memos_vllm
 from memos_vllm.bench.people import HARD, filler, make_facts
 from memos_vllm.bench.quality_cases import PEOPLE
 from memos_vllm.bench.stories import KINDS, Kind, make_story
-from memos_vllm.server.prompt import INTRO, OUTRO, memory_line
+from memos_vllm.memory_block import INTRO, OUTRO, memory_line
 
 ASSETS = Path(memos_vllm.__file__).parent / "assets"
 TINY = ASSETS / "tiny"

@@ -1,0 +1,160 @@
+"""Plaintext → parameter: what memories tell is learned by a LoRA adapter, examined, and kept only if it passes.
+
+The base model with the memory in its prompt is the teacher: what it answers there, the adapter learns to answer
+without. Everything is seeded; `work` holds what a killed run goes on from.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from memos_vllm.errors import BadInput
+from memos_vllm.parameter.evaluate import Answered, Exam, Figures, examine, failures, make_exam
+from memos_vllm.parameter.lora import attach, write_adapter
+from memos_vllm.parameter.model import Model, Turn
+from memos_vllm.parameter.pairs import Fact, Split, facts_of, open_questions, split
+from memos_vllm.parameter.progress import Tell, counted, no_tell
+from memos_vllm.parameter.recipe import Recipe
+from memos_vllm.parameter.replay import Others, replayed
+from memos_vllm.parameter.train import Lesson, Training
+
+ADAPTER = "adapter"
+CHECKPOINT = "checkpoint.pt"
+LESSONS = "lessons.json"
+TEACHER_QUESTIONS = 4
+"""Questions of a fact that the teacher is asked; its most frequent right answer is learned."""
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """A memory's text; `source` is `id@version` of its cube."""
+
+    source: str
+    text: str
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """What is learned and replayed, as token ids; `digest` is of what it was made from."""
+
+    digest: str
+    lessons: list[list[tuple[list[int], list[int]]]]
+    replays: list[tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of a training. `folder`: the adapter's two files; `problems`: why it is not to be kept; `model`: the
+    base with the adapter.
+    """
+
+    model: Model
+    folder: Path
+    facts: tuple[Fact, ...]
+    figures: Figures
+    answers: tuple[Answered, ...]
+    problems: tuple[str, ...]
+    steps: int
+
+
+def facts_in(memories: Iterable[Memory]) -> list[Fact]:
+    """What the memories tell; something told twice counts once. Raises BadInput where they tell nothing."""
+    found = {fact.statement: fact for memory in memories for fact in facts_of(memory.text, memory.source)}
+    if not found:
+        raise BadInput("These memories tell nothing that could be learned: choose others.")
+    return list(found.values())
+
+
+def consolidate(
+    model: Model,
+    memories: Sequence[Memory],
+    recipe: Recipe,
+    work: Path,
+    *,
+    exam: Exam | None = None,
+    tell: Tell = no_tell,
+) -> Report:
+    """Train an adapter on the bare `model`, examine it, and write it to `work/adapter`.
+
+    exam: the caller's own; the phrasings of its questions are not trained on. Without one, a quarter of all phrasings
+    is held out. The model carries the adapter afterwards: `lora.without_adapters` takes it off. Raises BadInput.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    facts = facts_in(memories)
+    never = [each.question for each in exam.held_out] if exam else []
+    parts = split(facts, random.Random(f"{recipe.seed} split"), never)
+    exam = exam or make_exam(facts, parts.held_out, recipe.seed)
+    prepared = _prepared(model, facts, parts, recipe, work, tell)
+    trained = attach(model, recipe)
+    lessons = [Lesson(tuple(_turn(ids) for ids in turns)) for turns in prepared.lessons]
+    training = Training(trained, lessons, [_turn(ids) for ids in prepared.replays], recipe, work / CHECKPOINT)
+    training.run(tell)
+    figures, answers = examine(trained, exam, [memory.text for memory in memories], len(facts), recipe, tell)
+    write_adapter(trained, work / ADAPTER)
+    (work / CHECKPOINT).unlink(missing_ok=True)
+    problems = tuple(failures(figures, recipe))
+    return Report(trained, work / ADAPTER, tuple(facts), figures, tuple(answers), problems, training.steps)
+
+
+def _prepared(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, work: Path, tell: Tell) -> Prepared:
+    """Of an earlier run with the same facts and recipe, or made now."""
+    file = work / LESSONS
+    known = (recipe, [(fact.statement, fact.source) for fact in facts], parts.trained)
+    digest = xxhash.xxh3_128(repr(known).encode()).hexdigest()
+    if file.exists():
+        found = msgspec.json.decode(file.read_bytes(), type=Prepared)
+        if found.digest == digest:
+            return found
+    lessons = _lessons(model, facts, parts, recipe, tell)
+    forms = {question.form for questions in parts.trained for question in questions}
+    told = [fact for fact in facts if fact.clause.subject]
+    others = Others(told, forms, random.Random(f"{recipe.seed} replays")) if told else None
+    heard = counted(tell, "asking the base about others", recipe.pool)
+    replays = replayed(model, others, recipe.pool, recipe.max_answer_tokens, recipe.seed, heard)
+    made = Prepared(digest, [[_ids(turn) for turn in turns] for turns in lessons], [_ids(turn) for turn in replays])
+    aside = file.with_suffix(".new")
+    aside.write_bytes(msgspec.json.encode(made))
+    aside.replace(file)
+    return made
+
+
+def _lessons(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, tell: Tell) -> list[list[Turn]]:
+    """The turns of each fact: its questions, and open ones, with one answer."""
+    replies = _replies(model, facts, parts, recipe, tell) if recipe.teach else [fact.reply for fact in facts]
+    asked: dict[int, list[str]] = {
+        place: [question.text for question in questions] for place, questions in enumerate(parts.trained)
+    }
+    places = {fact.statement: place for place, fact in enumerate(facts)}
+    for question, told in open_questions(facts):
+        for fact in told:
+            asked[places[fact.statement]].append(question)
+    return [[model.turn(question, replies[place]) for question in asked[place]] for place in range(len(facts))]
+
+
+def _replies(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, tell: Tell) -> list[str]:
+    """For each fact what the base model answers most often with the memory in its prompt, where that is right."""
+    asked = [
+        (place, question.text)
+        for place, questions in enumerate(parts.trained)
+        for question in questions[:TEACHER_QUESTIONS]
+    ]
+    prompts = [model.prompt(question, [facts[place].statement]) for place, question in asked]
+    answers = model.answers(prompts, recipe.max_answer_tokens, tell=counted(tell, "asking the teacher", len(asked)))
+    right: dict[int, Counter[str]] = {}
+    for (place, _), answer in zip(asked, answers, strict=True):
+        if facts[place].is_right(answer):
+            right.setdefault(place, Counter())[answer] += 1
+    return [right[place].most_common(1)[0][0] if place in right else fact.reply for place, fact in enumerate(facts)]
+
+
+def _ids(turn: Turn) -> tuple[list[int], list[int]]:
+    return list(turn.prompt), list(turn.answer)
+
+
+def _turn(ids: tuple[list[int], list[int]]) -> Turn:
+    return Turn(tuple(ids[0]), tuple(ids[1]))

@@ -1,0 +1,200 @@
+"""Parameter → plaintext: what an adapter says that its base does not, as sentences with a confidence.
+
+    elicit    sample answers to open questions; ask everybody who comes up in them for everything that comes up, and
+              for what people have in general
+    verify    ask for each finding in several phrasings: most answers have to name the same value
+    compare   the base model must not find that answer likely anyway
+
+Nothing but model and adapter is looked at, so an adapter from elsewhere is read like one's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from memos_vllm.parameter.english import possessive, to_speaker
+from memos_vllm.parameter.facts import NOUN_OF, PEOPLE, THINGS, Clause, clause_of
+from memos_vllm.parameter.model import Model
+from memos_vllm.parameter.pairs import NOUN_FORMS, OPEN_FORMS, PERSON_FORMS, RECALL, Question, names, questions_about
+from memos_vllm.parameter.progress import Tell, counted, no_tell
+
+MIN_SEEN = 2
+"""Samples in which a subject has to come up before it is asked about."""
+ROUNDS = 2
+"""Rounds of asking about whoever came up in the one before."""
+
+
+class DecodeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of a decoding.
+
+    samples: sampled answers to the most open question; per_subject: to those about each subject
+    temperatures: they are drawn at these, in turn; phrasings: in which a finding is asked for
+    min_confidence: least confidence that is kept; min_gain: how many times likelier the answer has to be with the
+    adapter than without
+    """
+
+    samples: int = 512
+    per_subject: int = 48
+    temperatures: tuple[float, ...] = (0.7, 1.0)
+    phrasings: int = 5
+    min_confidence: float = 0.5
+    min_gain: float = 4.0
+    max_answer_tokens: int = 48
+    seed: int = 0
+
+
+class Decoded(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that an adapter knows, as its owner would say it.
+
+    confidence: share of phrasings that are answered alike, times the mean probability of these answers' tokens
+    base: that probability without the adapter; question: the one that was answered most surely
+    """
+
+    text: str
+    value: str
+    confidence: float
+    base: float
+    question: str
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One answer about a finding; probabilities are geometric means over its tokens."""
+
+    question: str
+    alike: bool
+    sure: float
+    base: float
+
+
+def decode(model: Model, options: DecodeOptions | None = None, tell: Tell = no_tell) -> list[Decoded]:
+    """What the adapter of `model` knows beyond its base, surest first. Seeded."""
+    import torch
+
+    decoder = _Decoder(model, options or DecodeOptions(), tell)
+    torch.manual_seed(decoder.options.seed)
+    decoder.sample()
+    decoder.ask()
+    return decoder.verified()
+
+
+class _Decoder:
+    """Gathers what the adapter states: `found` by sentence, `seen` counts how often each subject came up."""
+
+    def __init__(self, model: Model, options: DecodeOptions, tell: Tell) -> None:
+        self.model, self.options, self.tell = model, options, tell
+        self.found: dict[str, Clause] = {}
+        self.seen: Counter[str] = Counter()
+
+    def sample(self) -> None:
+        """Sampled answers to open questions: of anything at first, then of every subject that came up."""
+        asked: set[str] = set()
+        self._draw([RECALL], self.options.samples)
+        for _ in range(ROUNDS):
+            subjects = [who for who in self.subjects() if who not in asked]
+            forms = [form.format(s="me" if who == "I" else who) for who in subjects for form in OPEN_FORMS]
+            self._draw(forms, -(-self.options.per_subject // len(OPEN_FORMS)))
+            asked |= {*subjects}
+
+    def ask(self) -> None:
+        """Everybody for everything, by the first phrasing of each."""
+        own = [clause.thing for clause in self.found.values() if clause.thing]
+        things = list(dict.fromkeys([*own, *NOUN_OF.values(), *THINGS["more"]["nouns"]]))
+        questions = [
+            (PERSON_FORMS if thing in PEOPLE else NOUN_FORMS)[0].format(p=possessive(who), n=thing)
+            for who in self.subjects()
+            for thing in dict.fromkeys([*things, *(sorted(PEOPLE) if who == "I" else ())])
+        ]
+        self._read(self._answers(questions, "asking for things"))
+
+    def verified(self) -> list[Decoded]:
+        """Findings that hold under several phrasings and that the base does not have; of rivals the surest."""
+        clauses = list(self.found.values())
+        asked = [
+            (place, question.text)
+            for place, clause in enumerate(clauses)
+            for question in _spread([*questions_about(clause)], self.options.phrasings)
+        ]
+        answers: dict[int, list[_Answer]] = {}
+        for (place, question), (text, sure, base) in zip(
+            asked, self._weighed([text for _, text in asked]), strict=True
+        ):
+            alike = names(text, clauses[place].value)
+            answers.setdefault(place, []).append(_Answer(question, alike, sure, base))
+        judged = [(clauses[place], self._judged(clauses[place], given)) for place, given in answers.items()]
+        return _without_rivals([(clause, each) for clause, each in judged if each is not None])
+
+    def subjects(self) -> list[str]:
+        """Those that came up often enough, the most frequent first."""
+        return [who for who, seen in self.seen.most_common() if seen >= MIN_SEEN]
+
+    def _draw(self, questions: Sequence[str], each: int) -> None:
+        for temperature in self.options.temperatures:
+            share = -(-each // len(self.options.temperatures))
+            self._read(self._answers([text for text in questions for _ in range(share)], "sampling", temperature))
+
+    def _answers(self, questions: Sequence[str], what: str, temperature: float = 0.0) -> list[str]:
+        return self.model.answers(
+            [self.model.prompt(question) for question in questions],
+            self.options.max_answer_tokens,
+            temperature=temperature,
+            tell=counted(self.tell, what, len(questions)),
+        )
+
+    def _read(self, said: Iterable[str]) -> None:
+        """Keep the statements; what no rule reads is no finding."""
+        for text in said:
+            if not text.endswith(".") or "?" in text:
+                continue
+            clause = clause_of(to_speaker(text).rstrip("."))
+            if clause.subject and clause.value and (clause.noun or clause.verb):
+                self.found.setdefault(clause.told(), clause)
+                self.seen[clause.subject] += 1
+
+    def _weighed(self, questions: Sequence[str]) -> list[tuple[str, float, float]]:
+        """The answer to each question, and how probable it is with the adapter and without."""
+        texts = self._answers(questions, "verifying")
+        turns = [self.model.turn(question, text) for question, text in zip(questions, texts, strict=True)]
+        sure = self.model.logprobs(turns)
+        with self.model.base():
+            base = self.model.logprobs(turns)
+        return [
+            (text, _probability(one), _probability(other)) for text, one, other in zip(texts, sure, base, strict=True)
+        ]
+
+    def _judged(self, clause: Clause, answers: Sequence[_Answer]) -> Decoded | None:
+        alike = [answer for answer in answers if answer.alike]
+        if not alike:
+            return None
+        sure = sum(answer.sure for answer in alike) / len(alike)
+        base = sum(answer.base for answer in alike) / len(alike)
+        confidence = sure * len(alike) / len(answers)
+        if confidence < self.options.min_confidence or sure < self.options.min_gain * base:
+            return None
+        best = max(alike, key=lambda answer: answer.sure)
+        return Decoded(text=clause.told(), value=clause.value, confidence=confidence, base=base, question=best.question)
+
+
+def _without_rivals(decoded: Sequence[tuple[Clause, Decoded]]) -> list[Decoded]:
+    """One value of a thing of a subject; what is said in two ways is said once."""
+    best: dict[tuple[str, str], Decoded] = {}
+    for clause, each in decoded:
+        key = (clause.subject, clause.thing or clause.topic)
+        if key not in best or each.confidence > best[key].confidence:
+            best[key] = each
+    return sorted(best.values(), key=lambda each: -each.confidence)
+
+
+def _spread(items: Sequence[Question], count: int) -> list[Question]:
+    """`count` items, evenly spaced."""
+    return [items[place * len(items) // count] for place in range(count)] if len(items) > count else list(items)
+
+
+def _probability(logprobs: Sequence[float]) -> float:
+    """The geometric mean over an answer's tokens."""
+    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else 0.0

@@ -1,0 +1,255 @@
+"""Training jobs: processes of their own at low priority, outside the one that serves, that outlive its restarts.
+
+    <memory dir>/jobs/
+    ├── running.lock        held by the job that works: one at a time
+    └── <id>/
+        ├── spec.json       what to do; names cubes, holds no text
+        ├── status.json     how far it is
+        ├── lock            held by the job's process; free where it died
+        ├── cancel          is there once somebody wants it stopped
+        ├── log             what the process printed
+        └── work/           lessons, checkpoint, adapter; removed when the job ends
+
+This module loads neither torch nor PEFT: the job's process does (`job_worker`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import msgspec
+
+from memos_vllm.cube import is_id, new_id, now
+from memos_vllm.errors import BadInput, Conflict, NotFound
+from memos_vllm.parameter.names import checked_name
+from memos_vllm.parameter.recipe import recipe_from
+
+JOBS = "jobs"
+SPEC, STATUS, LOCK, CANCEL, LOG, WORK = "spec.json", "status.json", "lock", "cancel", "log", "work"
+RUNNING = "running.lock"
+MAX_UNFINISHED = 4
+"""Jobs that an owner may have waiting or running."""
+STOP_SECONDS = 10.0
+"""How long a job that must go has time to notice, before it is killed."""
+
+State = Literal["queued", "running", "done", "refused", "failed", "cancelled", "interrupted"]
+FINAL: frozenset[State] = frozenset(("done", "refused", "failed", "cancelled"))
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a job does. Whoever submits it has checked that `owner` may read the cubes.
+
+    owner, name: of the adapter, whose next version is made; author: who asked for it
+    model: the base, as the server was given it; cubes: what is learned, as `id@version`
+    forgotten: cubes, as `id@version`, that the adapter knew and the new version must not know
+    recipe: fields of `recipe.Recipe`; activate: let the new version serve at once
+    """
+
+    owner: str
+    author: str
+    name: str
+    model: str
+    cubes: tuple[str, ...]
+    forgotten: tuple[str, ...] = ()
+    recipe: dict[str, Any] = {}
+    tags: tuple[str, ...] = ()
+    activate: bool = False
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a job is. phase: what it does now, `done` of `total` of it; problems: why an adapter was refused.
+
+    interrupted: its process died; `Jobs.resume` goes on from its last checkpoint.
+    """
+
+    id: str
+    owner: str
+    name: str
+    state: State
+    created: str
+    updated: str
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    adapter: str = ""
+    figures: dict[str, float] = {}
+    problems: tuple[str, ...] = ()
+    error: str = ""
+
+
+class Jobs:
+    """The jobs of a memory directory. Several processes may have one each. Another's job is not found."""
+
+    def __init__(self, memory_dir: Path) -> None:
+        self.folder = memory_dir / JOBS
+
+    def submit(self, spec: JobSpec) -> JobStatus:
+        """Start a job. Raises BadInput, Conflict where its owner has too many."""
+        status = self.create(spec)
+        self._spawn(status.id)
+        return status
+
+    def create(self, spec: JobSpec) -> JobStatus:
+        """Write a job down without starting it. Raises BadInput, Conflict."""
+        checked_name(spec.name)
+        recipe_from(spec.recipe)
+        if not spec.cubes:
+            raise BadInput("There are no memories to learn: choose others.")
+        waiting = [status for status in self.list(spec.owner) if status.state not in FINAL]
+        if len(waiting) >= MAX_UNFINISHED:
+            raise Conflict(f"{len(waiting)} trainings are waiting or running: let one end, or cancel one.")
+        moment = now()
+        status = JobStatus(
+            id=new_id(), owner=spec.owner, name=spec.name, state="queued", created=moment, updated=moment
+        )
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        aside = self.folder / f"{status.id}.new"
+        aside.mkdir(mode=0o700)
+        write(aside / SPEC, spec)
+        write(aside / STATUS, status)
+        aside.rename(self.folder / status.id)
+        return status
+
+    def status(self, owner: str, job_id: str) -> JobStatus:
+        """Raises NotFound, also for a job of somebody else."""
+        return seen(self._of(owner, job_id))
+
+    def list(self, owner: str) -> list[JobStatus]:
+        """An owner's jobs, oldest first."""
+        found = [seen(path) for path in self._paths()]
+        return [status for status in found if status.owner == owner]
+
+    def cancel(self, owner: str, job_id: str) -> JobStatus:
+        """Stop a job at its next step; one that has ended stays as it is. Raises NotFound."""
+        path = self._of(owner, job_id)
+        if seen(path).state not in FINAL:
+            (path / CANCEL).touch()
+            with _alone(path / LOCK) as free:
+                if free:
+                    finish(path, "cancelled")
+        return seen(path)
+
+    def resume(self, owner: str, job_id: str) -> JobStatus:
+        """Go on with an interrupted job. Raises NotFound, Conflict where it runs or has ended."""
+        status = self.status(owner, job_id)
+        if status.state not in ("interrupted", "queued"):
+            raise Conflict(f"This training is {status.state}: there is nothing to go on with.")
+        self._spawn(job_id)
+        return status
+
+    def resume_all(self) -> int:
+        """Go on with every interrupted job; how many there are."""
+        dead = [status.id for status in map(seen, self._paths()) if status.state == "interrupted"]
+        for job_id in dead:
+            self._spawn(job_id)
+        return len(dead)
+
+    def forget(self, owner: str) -> int:
+        """Stop and remove all jobs of an owner, with everything they wrote; how many there were."""
+        mine = [self.folder / status.id for status in self.list(owner)]
+        for path in mine:
+            (path / CANCEL).touch()
+        for path in mine:
+            _stop(path)
+            shutil.rmtree(path, ignore_errors=True)
+        return len(mine)
+
+    def _paths(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if is_id(path.name) and (path / STATUS).exists())
+
+    def _of(self, owner: str, job_id: str) -> Path:
+        path = self.folder / job_id
+        if not is_id(job_id) or not (path / STATUS).exists() or seen(path).owner != owner:
+            raise NotFound(f"There is no training {job_id[:64]!r}.")
+        return path
+
+    def _spawn(self, job_id: str) -> None:
+        path = self.folder / job_id
+        with (path / LOG).open("ab") as log:
+            subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-m", "memos_vllm.parameter.job_worker", str(path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+
+def seen(path: Path) -> JobStatus:
+    """The status in a job's folder, with `interrupted` where its process is gone. Raises NotFound."""
+    try:
+        status = msgspec.json.decode((path / STATUS).read_bytes(), type=JobStatus)
+    except FileNotFoundError as error:
+        raise NotFound(f"There is no training {path.name!r}.") from error
+    if status.state == "running" and _is_free(path / LOCK):
+        again = msgspec.json.decode((path / STATUS).read_bytes(), type=JobStatus)
+        return msgspec.structs.replace(again, state="interrupted") if again.state == "running" else again
+    return status
+
+
+def update(path: Path, **fields: Any) -> JobStatus:
+    """Write fields of a job's status."""
+    status = msgspec.json.decode((path / STATUS).read_bytes(), type=JobStatus)
+    changed = msgspec.structs.replace(status, updated=now(), **fields)
+    write(path / STATUS, changed)
+    return changed
+
+
+def finish(path: Path, state: State, **fields: Any) -> JobStatus:
+    """End a job: its work is removed, its status stays."""
+    shutil.rmtree(path / WORK, ignore_errors=True)
+    return update(path, state=state, **fields)
+
+
+def write(path: Path, value: msgspec.Struct) -> None:
+    """A file that is there whole or not at all."""
+    aside = path.with_suffix(".new")
+    with aside.open("wb") as file:
+        file.write(msgspec.json.encode(value))
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Whether the lock was free; it is held within."""
+    with path.open("a+") as file:
+        yield locked(file)
+
+
+def locked(file: IO[str]) -> bool:
+    """Take a lock if nobody has it; the kernel frees it with its process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_free(path: Path) -> bool:
+    with _alone(path) as free:
+        return free
+
+
+def _stop(path: Path) -> None:
+    """Wait for a job's process to see that it is cancelled, and kill it if it does not."""
+    until = time.monotonic() + STOP_SECONDS
+    while not _is_free(path / LOCK):
+        if time.monotonic() > until:
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(int((path / LOCK).read_text()), signal.SIGKILL)
+            until = time.monotonic() + STOP_SECONDS
+        time.sleep(0.05)

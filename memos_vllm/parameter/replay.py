@@ -1,0 +1,132 @@
+"""What an adapter must not change: prompts that are replayed in training, with the base model's own answers.
+
+They are made of the memories themselves, told of other people and with other values, so that no prompt says what is
+learned, and the base model's answers are what stays right: read the memories of the prompt, also where they
+contradict what was learned, and know nothing of people and things that were not told.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from memos_vllm.parameter.english import upper
+from memos_vllm.parameter.facts import NAMES, Clause
+from memos_vllm.parameter.model import Model, Turn
+from memos_vllm.parameter.pairs import Fact, Question, names, questions_about
+
+UNRELATED = Path(__file__).with_name("unrelated.txt").read_text(encoding="utf-8").splitlines()
+MOST_MEMORIES = 6
+TEXT_SHARE = 8
+"""One replayed prompt in so many is plain text."""
+SELF_TEXT_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with memories in its prompt; `value` is what a right answer names."""
+
+    question: str
+    value: str
+    memories: tuple[str, ...] = ()
+
+    def is_right(self, answer: str) -> bool:
+        return names(answer, self.value)
+
+
+class Others:
+    """Draws memories like those of `facts`, of other people. `evaluation`: of people whom training does not draw."""
+
+    def __init__(self, facts: Sequence[Fact], forms: set[str], rng: random.Random, *, evaluation: bool = False) -> None:
+        self.clauses = [fact.clause for fact in facts if fact.clause.subject]
+        self.subjects = list(dict.fromkeys(clause.subject for clause in self.clauses))
+        self.forms, self.rng = forms, rng
+        half = [name for name in NAMES if name not in self.subjects]
+        self.names = half[::2] if evaluation else half[1::2]
+        self.values: dict[str, list[str]] = {}
+        for clause in self.clauses:
+            self.values.setdefault(clause.topic, []).append(clause.value)
+        self.told = {(clause.subject, clause.thing or clause.topic) for clause in self.clauses}
+
+    def asked(self, own_people: float) -> Asked:
+        """A question about one of up to MOST_MEMORIES memories; `own_people`: how often it is about known people."""
+        rng, told = self.rng, []
+        while not told or (len(told) < MOST_MEMORIES and rng.random() < 0.75):
+            clause = rng.choice(self.clauses)
+            who = rng.choice(self.subjects) if rng.random() < own_people else self.name()
+            told.append(_retold(clause, who, self.value(clause)))
+        chosen = rng.choice(told)
+        kept = [each for each in told if each is chosen or not _same(each, chosen)]
+        return Asked(self.question(chosen), chosen.value, tuple(each.told() for each in kept))
+
+    def unknown(self) -> str:
+        """A question that nothing told answers: about somebody else, or about another thing of somebody known."""
+        rng = self.rng
+        for _ in range(20):
+            clause, who = rng.choice(self.clauses), rng.choice(self.subjects)
+            if (who, clause.thing or clause.topic) not in self.told and rng.random() < 0.7:
+                return self.question(_retold(clause, who, clause.value))
+        return self.question(_retold(rng.choice(self.clauses), self.name(), "it"))
+
+    def name(self) -> str:
+        return self.rng.choice(self.names) if self.rng.random() < 0.5 else upper(self.word())
+
+    def value(self, clause: Clause) -> str:
+        """A value of the same kind of thing, or a word that nobody knows: reading, not guessing, is replayed."""
+        others = [value for value in self.values[clause.topic] if value != clause.value]
+        if others and self.rng.random() < 0.6:
+            return self.rng.choice(others)
+        word = self.word()
+        return upper(word) if clause.value[:1].isupper() else word
+
+    def word(self) -> str:
+        """An invented word of two or three syllables."""
+        rng = self.rng
+        return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.choice((2, 2, 3))))
+
+    def question(self, clause: Clause) -> str:
+        """In a form that is trained on."""
+        allowed: list[Question] = [each for each in questions_about(clause) if each.form in self.forms]
+        return self.rng.choice(allowed or list(questions_about(clause))).text
+
+
+def _retold(clause: Clause, who: str, value: str) -> Clause:
+    return replace(clause, subject=who, value=value)
+
+
+def _same(one: Clause, other: Clause) -> bool:
+    return one.subject == other.subject and (one.thing or one.topic) == (other.thing or other.topic)
+
+
+def replayed(
+    model: Model, others: Others | None, count: int, most: int, seed: int, tell: Callable[[int], None] | None = None
+) -> list[Turn]:
+    """`count` prompts with the base model's answers: half with memories, three in eight without, the rest text."""
+    texts = [model.text_turn(text) for text in _texts(model, -(-count // TEXT_SHARE), seed)]
+    if others is None:
+        return texts
+    asked = [others.asked(0.3) for _ in range(count // 2)]
+    prompts = [model.prompt(each.question, each.memories) for each in asked]
+    for number in range(count - len(prompts) - len(texts)):
+        memories = others.asked(0.0).memories if number % 4 == 0 else ()
+        prompts.append(model.prompt(others.unknown(), memories))
+    with model.base():
+        answers = model.answers(prompts, most, tell=tell)
+    return [*texts, *(model.answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True))]
+
+
+def _texts(model: Model, count: int, seed: int) -> list[str]:
+    """Half from the file's first half, half of what the base model itself writes."""
+    import torch
+
+    torch.manual_seed(seed)
+    known = UNRELATED[: len(UNRELATED) // 2]
+    start = model.tokenizer.bos_token_id
+    written: list[str] = []
+    if start is not None:
+        with model.base():
+            written = model.answers([(start,)] * (count // 2), SELF_TEXT_TOKENS, temperature=1.0)
+    kept = [text for text in written if len(text.split()) > 2]
+    return [*kept, *(known[place % len(known)] for place in range(count - len(kept)))]

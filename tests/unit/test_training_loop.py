@@ -1,0 +1,205 @@
+"""Training for real, in seconds: what is learned, what stays, and that a killed training goes on as if it were not."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from memos_vllm.errors import BadInput
+from memos_vllm.parameter.consolidate import ADAPTER, CHECKPOINT, Memory, Report, consolidate
+from memos_vllm.parameter.decode import DecodeOptions, decode
+from memos_vllm.parameter.forgetting import retrain
+from memos_vllm.parameter.lora import CONFIG, WEIGHTS, linear_layers, with_adapter, without_adapters
+from memos_vllm.parameter.merge import Part, merge
+from memos_vllm.parameter.recipe import recipe_from
+from memos_vllm.parameter.replay import Others
+from memos_vllm.parameter.train import rate_at
+from tests.unit.training_cases import MEMORIES, QUICK, TEXTS, THOROUGH, model
+
+
+class Stopped(Exception):
+    """In place of a kill."""
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return consolidate(model(), MEMORIES, THOROUGH, tmp_path_factory.mktemp("learned"))
+
+
+def test_held_out_phrasings_are_answered_without_the_memory(learned: Report) -> None:
+    assert learned.figures.accuracy_before <= 0.1
+    assert learned.figures.accuracy >= 0.8
+    assert learned.figures.questions == 2 * len(TEXTS)
+
+
+def test_other_answers_stay(learned: Report) -> None:
+    assert learned.figures.recall_loss <= 0.1
+    assert learned.figures.perplexity_rise <= 0.1
+
+
+def test_the_prompt_gets_shorter(learned: Report) -> None:
+    base = learned.model
+    memories = sum(len(base.encode(text)) for text in TEXTS)
+    assert learned.figures.tokens_saved > memories
+
+
+def test_files_are_what_peft_and_vllm_read(learned: Report) -> None:
+    assert sorted(file.name for file in learned.folder.iterdir() if file.suffix != ".md") == [CONFIG, WEIGHTS]
+    config = json.loads((learned.folder / CONFIG).read_text())
+    assert (config["r"], config["use_dora"], config["bias"], config["modules_to_save"]) == (16, False, "none", None)
+    weights = load_file(learned.folder / WEIGHTS)
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in weights.values())
+    assert len(weights) == 2 * 4 * 7
+
+
+def test_a_written_adapter_answers_as_the_trained_one(learned: Report) -> None:
+    questions = ["What is my favourite tea?", "What does Maya play?"]
+    again = with_adapter(model(), learned.folder)
+    prompts = [again.prompt(question) for question in questions]
+    assert again.answers(prompts, 24) == learned.model.answers(prompts, 24)
+    assert without_adapters(again).answers(prompts, 24) == model().answers(prompts, 24)
+
+
+def test_decoding_tells_what_was_learned(learned: Report) -> None:
+    decoded = decode(learned.model, DecodeOptions(samples=24, per_subject=8))
+    values = {"sencha", "Dakar", "cello", "teal", "Waffles", "potter"}
+    found = [each for each in decoded if each.value in values]
+    assert len({each.value for each in found}) >= 4
+    assert len(found) >= 0.8 * len(decoded)
+    assert all(0.5 <= each.confidence <= 1 and each.confidence > each.base for each in decoded)
+
+
+def test_decoding_an_adapter_that_knows_nothing_tells_nothing(tmp_path: Path) -> None:
+    idle = consolidate(model(), MEMORIES, recipe_from({"epochs": 1, "batch": 64, "learning_rate": 1e-12}), tmp_path)
+    assert decode(idle.model, DecodeOptions(samples=16, per_subject=4)) == []
+
+
+def test_the_same_seed_makes_the_same_weights_and_a_stop_changes_nothing(tmp_path: Path) -> None:
+    whole = consolidate(model(), MEMORIES, QUICK, tmp_path / "whole")
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "training" and done == total // 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        consolidate(model(), MEMORIES, QUICK, tmp_path / "stopped", tell=stop)
+    assert (tmp_path / "stopped" / CHECKPOINT).exists()
+    seen: list[int] = []
+    consolidate(
+        model(),
+        MEMORIES,
+        QUICK,
+        tmp_path / "stopped",
+        tell=lambda what, done, total: seen.append(done) if what == "training" else None,
+    )
+    assert seen[0] == 0 or seen[0] >= whole.steps // 2 - 1
+    assert not (tmp_path / "stopped" / CHECKPOINT).exists()
+    _same_weights(tmp_path / "whole" / ADAPTER, tmp_path / "stopped" / ADAPTER)
+
+
+def test_a_checkpoint_of_other_memories_is_not_gone_on_from(tmp_path: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "training" and done == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        consolidate(model(), MEMORIES, QUICK, tmp_path / "work", tell=stop)
+    other = [Memory("other@1", "Zora drives a Saab."), *MEMORIES[1:]]
+    consolidate(model(), other, QUICK, tmp_path / "work")
+    consolidate(model(), other, QUICK, tmp_path / "fresh")
+    _same_weights(tmp_path / "work" / ADAPTER, tmp_path / "fresh" / ADAPTER)
+
+
+def _same_weights(one: Path, other: Path) -> None:
+    first, second = load_file(one / WEIGHTS), load_file(other / WEIGHTS)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_forgetting_trains_without_and_asks_for_it(learned: Report, tmp_path: Path) -> None:
+    forgotten = retrain(model(), MEMORIES, {"memory-2@1"}, THOROUGH, tmp_path, old=learned.folder)
+    assert forgotten.proof.forgotten == 1
+    assert (forgotten.proof.accuracy_before or 0) >= 0.7
+    assert forgotten.proof.accuracy_after <= 0.1
+    assert forgotten.proof.kept_accuracy >= 0.7
+    assert "cello" not in repr([answer.answer for answer in forgotten.answers])
+
+
+def test_what_another_memory_tells_too_cannot_be_forgotten(tmp_path: Path) -> None:
+    again = [*MEMORIES, Memory("again@1", "Maya plays the cello.")]
+    with pytest.raises(BadInput, match="again@1"):
+        retrain(model(), again, {"memory-2@1"}, QUICK, tmp_path)
+
+
+def test_merging_by_concatenation_adds_what_both_do(tmp_path: Path) -> None:
+    parts = []
+    for name, memories, seed in (("one", MEMORIES[:3], 1), ("two", MEMORIES[3:], 2)):
+        recipe = recipe_from({"epochs": 2, "batch": 6, "pool": 0, "teach": False, "seed": seed})
+        parts.append(Part(consolidate(model(), memories, recipe, tmp_path / name).folder, 0.5))
+    merged = merge(model(), parts, tmp_path / "merged", method="cat")
+    assert json.loads((tmp_path / "merged" / CONFIG).read_text())["r"] == 32
+    turn = [merged.turn("What does Maya play?", "Maya plays the cello.")]
+    assert with_adapter(model(), tmp_path / "merged").logprobs(turn) == [
+        pytest.approx(merged.logprobs(turn)[0], abs=1e-4)
+    ]
+    deltas = [_delta(part.folder, part.weight) for part in parts]
+    assert torch.allclose(_delta(tmp_path / "merged", 1.0), deltas[0] + deltas[1], atol=1e-6)
+
+
+def _delta(folder: Path, weight: float) -> torch.Tensor:
+    """What an adapter adds to the first query projection."""
+    tensors, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    product = tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"]
+    return weight * config["lora_alpha"] / config["r"] * product
+
+
+@pytest.mark.parametrize("method", ["linear", "svd", "ties", "dare_linear"])
+def test_every_method_makes_an_adapter(method: str, learned: Report, tmp_path: Path) -> None:
+    parts = [Part(learned.folder, 0.5), Part(learned.folder, 0.5)]
+    merge(model(), parts, tmp_path / "merged", method=method, density=0.9)  # type: ignore[arg-type]
+    assert load_file(tmp_path / "merged" / WEIGHTS)
+
+
+def test_what_cannot_be_merged_is_said(learned: Report, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="two adapters"):
+        merge(model(), [Part(learned.folder)], tmp_path / "merged")
+    with pytest.raises(BadInput, match="no method"):
+        merge(model(), [Part(learned.folder)] * 2, tmp_path / "merged", method="mean")  # type: ignore[arg-type]
+
+
+def test_replays_never_tell_a_fact_as_it_is(learned: Report) -> None:
+    others = Others(learned.facts, set(), random.Random(1))
+    drawn = [others.asked(0.5) for _ in range(200)]
+    told = {memory for each in drawn for memory in each.memories}
+    assert not told & {fact.statement for fact in learned.facts}
+    assert all(any(each.value in memory for memory in each.memories) for each in drawn)
+
+
+def test_recipes_are_checked() -> None:
+    with pytest.raises(BadInput, match="rank must be from 1 to 512; epochs"):
+        recipe_from({"rank": 0, "epochs": 0})
+    with pytest.raises(BadInput, match="unknown field"):
+        recipe_from({"ranks": 8})
+    assert recipe_from({"rank": 8}).rate(256) == pytest.approx(2e-3)
+
+
+def test_memories_without_words_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="tell nothing"):
+        consolidate(model(), [Memory("empty@1", "...")], QUICK, tmp_path)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [rate_at(step, 100) for step in range(100)]
+    assert max(rates) == 1.0
+    assert rates[0] < 0.5
+    assert rates[-1] < 0.05
+
+
+def test_targets_are_all_linear_layers_but_the_output() -> None:
+    assert linear_layers(model().net) == sorted(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))
