@@ -22,6 +22,7 @@ from memos_vllm.governance.directory import Directory
 from memos_vllm.governance.logs import redact_logs
 from memos_vllm.governance.quota import MIB, Limits, RateLimiter
 from memos_vllm.governance.ring import KeyRing
+from memos_vllm.parameter.job import Jobs
 from memos_vllm.parameter.registry import AdapterRegistry, BaseModel
 from memos_vllm.parameter.staging import STAGE_ENV, Stage, new_folder, sweep
 from memos_vllm.reader import ModelReader, RuleReader
@@ -90,6 +91,8 @@ class MemosEndpoint:
         if desk is not None:
             state.memos.door = AdapterDoor(desk, models, state.memos.uses, auto=config.adapters == "auto")
             state.memos.door.install()
+        if resumed := await asyncio.to_thread(state.memos.jobs.resume_all):
+            logger.info("%d trainings go on", resumed)
         ChatHooks(state.memos, renderer, state.online_renderer, models, engine_client).install()
         logger.info("memory is on: %s", config.memory_dir)
 
@@ -131,6 +134,8 @@ async def open_service(
         uses=uses,
         cutter=PieceCutter(prompts, secret),
         adapters=adapters,
+        jobs=Jobs(config.memory_dir),
+        model=vllm_config.model_config.model,
         desk=desk,
         splicer=_splicer(config, engine_client, vault, secret, uses, prompts) if config.splice else None,
         scaffold=await renderer.usual_scaffold(),

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from memos_vllm.errors import BadInput
+from memos_vllm.parameter.job import JobStatus
 from memos_vllm.parameter.registry import AdapterEntry, AdapterVersion
 from memos_vllm.server.schemas import EXAMPLE_ID, GrantBody, Metadata, examples
 
@@ -153,3 +155,112 @@ class AdapterRemoved(BaseModel):
 
     name: str
     version: int | None = None
+
+
+class RecipeBody(BaseModel):
+    """How an adapter is trained; what is missing has its default.
+
+    rank: of its matrices, up to the server's limit; epochs: passes over the facts; seed: of everything that is drawn
+    learning_rate: 0 for one that fits the model; min_accuracy: right answers below which nothing is stored
+    """
+
+    model_config = examples({"rank": 16, "epochs": 40, "seed": 0})
+
+    rank: int = Field(16, ge=1)
+    epochs: int = Field(40, ge=1, le=200)
+    learning_rate: float = Field(0.0, ge=0, le=1)
+    replay_weight: float = Field(1.0, ge=0, le=100)
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    min_accuracy: float = Field(0.9, ge=0, le=1)
+
+    def fields(self, max_rank: int) -> dict[str, Any]:
+        """The recipe of a training on a processor, beside an engine that has the GPU. Raises BadInput."""
+        if self.rank > max_rank:
+            raise BadInput(f"recipe.rank is {self.rank}; this server runs adapters up to rank {max_rank}.")
+        return {**self.model_dump(), "device": "cpu"}
+
+
+class TrainRequest(BaseModel):
+    """What to learn, and the adapter that knows it then: its next version, where there is one of that name.
+
+    The memories: all texts of the user, or those with one of the `tags`, or those of `memory_ids`.
+    """
+
+    model_config = examples({"user_id": "maya", "name": "style", "tags": ["work"], "activate": False})
+
+    user_id: str | None = None
+    name: str
+    tags: list[str] = Field(default_factory=list, max_length=64)
+    memory_ids: list[str] = Field(default_factory=list, max_length=10_000)
+    recipe: RecipeBody = Field(default_factory=RecipeBody)
+    activate: bool = False
+
+
+class RetrainRequest(BaseModel):
+    """An adapter, `NAME` or `NAME@vN`, and the ids of the memories that its next version is not to know."""
+
+    model_config = examples({"user_id": "maya", "adapter": "style", "without": [EXAMPLE_ID]})
+
+    user_id: str | None = None
+    adapter: str
+    without: list[str] = Field(min_length=1, max_length=10_000)
+    recipe: RecipeBody = Field(default_factory=RecipeBody)
+    activate: bool = False
+
+
+class TrainingBody(BaseModel):
+    """A training. phase: what it does now, `done` of `total` of it; problems: why its adapter was refused."""
+
+    model_config = examples(
+        {
+            "id": EXAMPLE_ID,
+            "name": "style",
+            "owner": "maya",
+            "state": "running",
+            "phase": "train",
+            "done": 120,
+            "total": 640,
+            "figures": {},
+            "problems": [],
+            "created": "2025-04-10T12:00:00.000000Z",
+            "updated": "2025-04-10T12:01:00.000000Z",
+        }
+    )
+
+    id: str
+    name: str
+    owner: str
+    state: str
+    phase: str
+    done: int
+    total: int
+    adapter: str | None = Field(None, description="The version that was stored, as NAME@vN.")
+    figures: dict[str, float]
+    problems: list[str]
+    error: str | None = None
+    created: str
+    updated: str
+
+    @classmethod
+    def of(cls, status: JobStatus) -> TrainingBody:
+        return cls(
+            id=status.id,
+            name=status.name,
+            owner=status.owner,
+            state=status.state,
+            phase=status.phase,
+            done=status.done,
+            total=status.total,
+            adapter=status.adapter or None,
+            figures=status.figures,
+            problems=[*status.problems],
+            error=status.error or None,
+            created=status.created,
+            updated=status.updated,
+        )
+
+
+class Trainings(BaseModel):
+    """Trainings, oldest first."""
+
+    results: list[TrainingBody]

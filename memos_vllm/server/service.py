@@ -15,6 +15,7 @@ from memos_vllm.governance.directory import Directory
 from memos_vllm.governance.identity import Caller
 from memos_vllm.governance.quota import RateLimiter
 from memos_vllm.governance.ring import KeyRing
+from memos_vllm.parameter.job import Jobs
 from memos_vllm.parameter.registry import AdapterRegistry
 from memos_vllm.reader import call_of
 from memos_vllm.retrieval.base import Hit, Operator
@@ -59,7 +60,7 @@ class MemoryService:
 
     `secret` keys cache salts and splice plans; the engine and every API server of one start share it. `mode`: what a
     chat does with memory where its request does not say. `desk` and `door`: where adapters are
-    served.
+    served; `jobs`: where they are made, for `model`, as vLLM was given it.
     """
 
     vault: Vault
@@ -73,6 +74,8 @@ class MemoryService:
     uses: UseBook
     cutter: PieceCutter
     adapters: AdapterRegistry
+    jobs: Jobs
+    model: str
     splicer: Splicer | None = None
     scaffold: str | None = None
     mode: Mode = "read"
@@ -318,6 +321,7 @@ class MemoryService:
 
     def forget_user(self, user: str) -> tuple[ForgetReport, dict[str, int]]:
         """Delete everything about a user, and count what still tells of them: nothing. Raises MemosError."""
+        self.jobs.forget(user)
         with self.trail.forgetting(user):
             report = self.vault.forget(user, actor=user)
         self._forget(report.kv_keys, "deleted", user)
