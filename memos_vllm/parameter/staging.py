@@ -7,6 +7,7 @@ with the files of the vault is found when a copy is made, by the request that ne
     <room>/memos-vllm-<uid>-<start>/alive        locked by every API server of the start; without it the folder is dead
                                    /<number>/    the files of one adapter version
                                    /<number>.lock  shared: a process uses the copy; exclusive: it is being removed
+                                   /<number>.making  a process makes the copy
 
 The kernel frees the locks of processes that die.
 """
@@ -18,13 +19,15 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from memos_vllm.errors import StartError
+from memos_vllm.vault.adapter_files import FILES
 
 STAGE_ENV = "MEMOS_STAGE"
 """The folder, chosen at start, in which all API servers of one server keep their copies."""
@@ -89,22 +92,33 @@ class Stage:
         return self._lock(number, "exclusive")
 
     def has(self, number: int) -> bool:
-        return self.path(number).is_dir()
+        """Whether there is a whole copy: cleaners of temporary files take single files away."""
+        return all((self.path(number) / name).is_file() for name in FILES)
 
     def copy(self, number: int, fill: Callable[[Path], object]) -> None:
         """Have a copy, in a place that is held. `fill` makes a new folder with the files, or raises and leaves none.
 
-        Raises OSError where there is no room, and what `fill` raises.
+        Raises OSError, and what `fill` raises.
         """
-        temporary = self._aside()
+        with self._alone(number):
+            if self.has(number):  # another API server was faster
+                return
+            made = self._aside()
+            fill(made)
+            self._drop(number)
+            made.rename(self.path(number))
+
+    @contextmanager
+    def _alone(self, number: int) -> Iterator[None]:
+        """One process makes a copy at a time."""
+        path = self.folder / f"{number}.making"
+        while (descriptor := _locked(path, "exclusive")) is None:
+            time.sleep(0.01)
         try:
-            fill(temporary)
-            temporary.rename(self.path(number))
-        except OSError:
-            if not self.has(number):  # otherwise another API server was faster
-                raise
+            yield
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            path.unlink()
+            os.close(descriptor)
 
     def used(self, number: int) -> None:
         """Note that a copy is in use."""
@@ -112,12 +126,16 @@ class Stage:
             os.utime(self.path(number))
 
     def remove(self, number: int) -> None:
-        """Remove a copy that was seized: first its name, so that no half of it is ever found."""
+        """Remove a copy that was seized."""
+        self._drop(number)
+        (self.folder / f"{number}.lock").unlink(missing_ok=True)
+
+    def _drop(self, number: int) -> None:
+        """Remove what there is: first its name, so that no half of it is ever found."""
         aside = self._aside()
         with suppress(FileNotFoundError):
             self.path(number).rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
-        (self.folder / f"{number}.lock").unlink(missing_ok=True)
 
     def _aside(self) -> Path:
         return self.folder / f".{secrets.token_hex(8)}"

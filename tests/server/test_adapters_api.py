@@ -140,7 +140,7 @@ def test_other_files_are_refused(client: httpx.Client, files: dict[str, bytes], 
     assert client.get("/v1/adapters").json() == {"results": []}
 
 
-def test_a_key_that_only_reads_changes_nothing(keyed_api: Server) -> None:
+def test_the_key_says_whose_adapter_it_is(keyed_api: Server) -> None:
     with keyed_api.http(authorization=f"Bearer {KEYS['maya']}") as maya:
         answer = upload(maya, "style", adapter(1), user_id="tom")
         assert answer.status_code == 200 and answer.json()["owner"] == "maya", "the form names nobody else"

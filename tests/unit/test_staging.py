@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -37,7 +38,6 @@ def fill(folder: Path) -> None:
 
 
 def refuse(folder: Path) -> None:
-    fill(folder)
     raise OSError(28, "No space left on device")
 
 
@@ -77,13 +77,32 @@ def test_what_cannot_be_copied_leaves_nothing(stage: Stage, folder: Path) -> Non
     assert [path.name for path in folder.iterdir()] == ["alive"]
 
 
-def test_the_copy_of_a_faster_server_will_do(stage: Stage) -> None:
-    def late(folder: Path) -> None:
-        stage.copy(7, fill)
+def test_what_a_cleaner_of_temporary_files_left_is_made_anew(stage: Stage) -> None:
+    stage.copy(7, fill)
+    (stage.path(7) / "adapter_config.json").unlink()
+    assert not stage.has(7)
+    stage.copy(7, fill)
+    assert stage.has(7)
+
+
+def test_two_make_one_copy(folder: Path) -> None:
+    """Two API servers at once: the second one waits, and finds the copy of the first."""
+    begun, made = threading.Event(), []
+
+    def slowly(folder: Path) -> None:
+        made.append(folder)
+        begun.set()
+        time.sleep(0.2)
         fill(folder)
 
-    stage.copy(7, late)
-    assert stage.has(7) and len(stage.copies()) == 1
+    stages = [Stage.open(folder) for _ in range(2)]
+    first = threading.Thread(target=stages[0].copy, args=(7, slowly))
+    first.start()
+    assert begun.wait(10)
+    stages[1].copy(7, slowly)
+    first.join()
+    assert stages[0].has(7) and len(made) == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["7", "alive"]
 
 
 def test_copies_are_told_from_the_one_used_longest_ago(stage: Stage) -> None:
