@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from memos_vllm import __version__
 from memos_vllm.cli_adapter import add_adapter_parser
+from memos_vllm.cli_adapter_train import add_train_parsers
 from memos_vllm.cli_export import add_export_parser, add_trace_parser
 from memos_vllm.cli_key import add_group_parser, add_key_parser, add_quota_parser
 from memos_vllm.cli_vault import add_parser as add_vault
@@ -77,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     add_key_parser(commands.add_parser("key", help="API keys of a memory directory: create, list, revoke, require"))
     add_group_parser(commands.add_parser("group", help="groups that memories can be shared with: add, remove, list"))
     add_quota_parser(commands.add_parser("quota", help="limits of single users: set, clear, list"))
-    add_adapter_parser(commands.add_parser("adapter", help="LoRA adapters of users: add, list, activate, rollback …"))
+    adapter = commands.add_parser("adapter", help="LoRA adapters of users: add, list, activate, train, merge, decode …")
+    add_train_parsers(add_adapter_parser(adapter))
     add_export_parser(commands.add_parser("export", help="write a user's memories, redacted and marked, as JSON lines"))
     add_trace_parser(commands.add_parser("trace", help="say which export a text came from, by its watermark"))
     commands.add_parser("mcp", help="serve the memories of a running server as tools of the Model Context Protocol")

@@ -7,7 +7,7 @@ stopped goes on where it was with `adapter resume`.
 from __future__ import annotations
 
 import argparse
-import getpass
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from memos_vllm.errors import BadInput
+from memos_vllm.cli_key import operator, plain
+from memos_vllm.errors import BadInput, NotFound
 
 if TYPE_CHECKING:
     from memos_vllm.parameter.job import JobSpec, JobStatus
     from memos_vllm.parameter.progress import Tell
-    from memos_vllm.parameter.registry import AdapterRegistry, AdapterVersion, Caller
+    from memos_vllm.parameter.registry import AdapterRegistry, AdapterVersion
     from memos_vllm.vault import Vault
 
 EXIT_REFUSED = 1
@@ -70,6 +71,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 def _recipe(parser: argparse.ArgumentParser) -> None:
     for name, (kind, text) in RECIPE_FLAGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=text)
+    parser.add_argument("--recipe", type=Path, default=None, help="JSON file with settings; flags go before it")
     parser.add_argument("--activate", action="store_true", help="serve the new version at once")
 
 
@@ -110,7 +112,7 @@ def _train(args: argparse.Namespace) -> int:
         args.dir,
         JobSpec(
             owner=owner,
-            author=_operator(),
+            author=operator(),
             name=args.name,
             model=args.model,
             cubes=tuple(f"{cube.id}@{cube.version}" for cube in cubes),
@@ -131,7 +133,7 @@ def _retrain(args: argparse.Namespace) -> int:
         args.dir,
         JobSpec(
             owner=version.owner,
-            author=_operator(),
+            author=operator(),
             name=version.name,
             model=args.model,
             cubes=kept,
@@ -159,7 +161,7 @@ def _run(memory_dir: Path, spec: JobSpec) -> int:
 
     jobs = Jobs(memory_dir)
     status = jobs.create(spec)
-    _plain(f"training {status.id}: {len(spec.cubes)} memories; if this is stopped, go on with `adapter resume`")
+    plain(f"training {status.id}: {len(spec.cubes)} memories; if this is stopped, go on with `adapter resume`")
     return _work(jobs.folder / status.id)
 
 
@@ -177,13 +179,13 @@ def _work(folder: Path) -> int:
 
 def _told(status: JobStatus) -> int:
     for name, value in status.figures.items():
-        _plain(f"  {name.replace('_', ' ')}: {value:g}")
+        plain(f"  {name.replace('_', ' ')}: {value:g}")
     if status.state == "refused":
-        _plain(*(f"refused: {problem}" for problem in status.problems))
+        plain(*(f"refused: {problem}" for problem in status.problems))
         return EXIT_REFUSED
     if status.state != "done":
         raise BadInput(f"The training {status.id} is {status.state}. {status.error}".strip())
-    _plain(f"stored as {status.owner}/{status.adapter}")
+    plain(f"stored as {status.owner}/{status.adapter}")
     return 0
 
 
@@ -211,11 +213,11 @@ def _merge(args: argparse.Namespace) -> int:
             owners.pop(),
             args.name,
             AdapterFiles.read(out, base=registry.base.fingerprint),
-            author=_operator(),
+            author=operator(),
             parents=[f"{version.cube_id}@{version.version}" for version, _ in chosen],
             metadata={**how, "weights": ",".join(f"{weight:g}" for _, weight in chosen)},
         )
-    _plain(f"stored as {made.owner}/{made.served}")
+    plain(f"stored as {made.owner}/{made.served}")
     return 0
 
 
@@ -233,9 +235,9 @@ def _decode(args: argparse.Namespace) -> int:
         with _bar() as tell:
             found = decode(model, options, tell)
         if args.store:
-            vault.add(decoded_cubes(found, version), actor=_operator())
-    _plain(*(f"{each.confidence:.2f}  {each.text}" for each in found))
-    _plain(f"{len(found)} memories{' stored' if args.store else ''}")
+            vault.add(decoded_cubes(found, version), actor=operator())
+    plain(*(f"{each.confidence:.2f}  {each.text}" for each in found))
+    plain(f"{len(found)} memories{' stored' if args.store else ''}")
     return 0
 
 
@@ -251,11 +253,19 @@ def _registry(args: argparse.Namespace) -> Iterator[tuple[Vault, AdapterRegistry
 
 
 def _resolved(registry: AdapterRegistry, word: str) -> AdapterVersion:
-    """OWNER/NAME[@vN]. Raises BadInput, NotFound."""
-    owner, slash, name = word.rpartition("/")
-    if not slash or not owner:
-        raise BadInput(f"Name an adapter as OWNER/NAME or OWNER/NAME@vN, not {word!r}.")
-    return registry.resolve(_caller(owner), name)
+    """OWNER/NAME@vN, or of OWNER/NAME the active version, else the newest. Raises BadInput, NotFound."""
+    from memos_vllm.parameter.names import parsed
+    from memos_vllm.parameter.registry import Caller
+
+    named = parsed(word)
+    if named is None or not named.owner:
+        raise BadInput(f"{word[:80]!r} names no adapter: write OWNER/NAME, or OWNER/NAME@vN for one version.")
+    entry = registry.get(Caller(named.owner, bound=True), named.name)
+    versions = {version.version: version for version in entry.versions}
+    wanted = named.version or entry.active or max(versions, default=0)
+    if wanted not in versions:
+        raise NotFound(f"There is no version {wanted} of {word[:80]!r}.")
+    return versions[wanted]
 
 
 def _weighted(registry: AdapterRegistry, word: str) -> tuple[AdapterVersion, float]:
@@ -266,19 +276,22 @@ def _weighted(registry: AdapterRegistry, word: str) -> tuple[AdapterVersion, flo
         raise BadInput(f"{weight!r} is no weight: give a number, as in OWNER/NAME=0.5.") from error
 
 
-def _caller(owner: str) -> Caller:
-    from memos_vllm.parameter.registry import Caller
-
-    return Caller(owner, bound=True)
-
-
 def _staged(registry: AdapterRegistry, version: AdapterVersion, folder: Path) -> Path:
     registry.stage(version, folder)
     return folder
 
 
 def _recipe_of(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in RECIPE_FLAGS if getattr(args, name) is not None}
+    """Fields of a recipe: the file's, and over them the flags'. Raises BadInput."""
+    fields: Any = {}
+    if args.recipe:
+        try:
+            fields = json.loads(args.recipe.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"The recipe {args.recipe} cannot be read: {error}.") from error
+    if not isinstance(fields, dict):
+        raise BadInput(f"The recipe {args.recipe} holds no JSON object.")
+    return fields | {name: getattr(args, name) for name in RECIPE_FLAGS if getattr(args, name) is not None}
 
 
 @contextmanager
@@ -300,14 +313,3 @@ def _bar() -> Iterator[Tell]:
             progress.update(task, completed=done, total=total or None)
 
         yield tell
-
-
-def _plain(*lines: str) -> None:
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    for line in lines:
-        console.print(line)
-
-
-def _operator() -> str:
-    """Whom the audit log names for a command."""
-    return f"operator:{getpass.getuser()}"

@@ -43,8 +43,8 @@ class Prepared(msgspec.Struct, frozen=True):
     """What is learned and replayed, as token ids; `digest` is of what it was made from."""
 
     digest: str
-    lessons: list[list[tuple[list[int], list[int]]]]
-    replays: list[tuple[list[int], list[int]]]
+    lessons: list[Lesson]
+    replays: list[Turn]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,14 @@ class Report:
 
 
 def facts_in(memories: Iterable[Memory]) -> list[Fact]:
-    """What the memories tell; something told twice counts once. Raises BadInput where they tell nothing."""
-    found = {fact.statement: fact for memory in memories for fact in facts_of(memory.text, memory.source)}
+    """What the memories tell, the oldest first. Something told twice counts once, and of two values of one thing, as in
+    "My favourite tea is …", the later one. Raises BadInput where they tell nothing.
+    """
+    found: dict[object, Fact] = {}
+    for fact in (fact for memory in memories for fact in facts_of(memory.text, memory.source)):
+        clause = fact.clause
+        single = clause.noun and not clause.person
+        found[(clause.subject, clause.noun) if single else fact.statement] = fact
     if not found:
         raise BadInput("These memories tell nothing that could be learned: choose others.")
     return list(found.values())
@@ -88,11 +94,10 @@ def consolidate(
     facts = facts_in(memories)
     never = [each.question for each in exam.held_out] if exam else []
     parts = split(facts, random.Random(f"{recipe.seed} split"), never)
-    exam = exam or make_exam(facts, parts.held_out, recipe.seed)
+    exam = exam or make_exam(facts, parts.held_out, recipe)
     prepared = _prepared(model, facts, parts, recipe, work, tell)
     trained = attach(model, recipe)
-    lessons = [Lesson(tuple(_turn(ids) for ids in turns)) for turns in prepared.lessons]
-    training = Training(trained, lessons, [_turn(ids) for ids in prepared.replays], recipe, work / CHECKPOINT)
+    training = Training(trained, prepared.lessons, prepared.replays, recipe, work / CHECKPOINT)
     training.run(tell)
     figures, answers = examine(trained, exam, [memory.text for memory in memories], len(facts), recipe, tell)
     write_adapter(trained, work / ADAPTER)
@@ -104,7 +109,7 @@ def consolidate(
 def _prepared(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, work: Path, tell: Tell) -> Prepared:
     """Of an earlier run with the same facts and recipe, or made now."""
     file = work / LESSONS
-    known = (recipe, [(fact.statement, fact.source) for fact in facts], parts.trained)
+    known = (model.net.config.name_or_path, recipe, [(fact.statement, fact.source) for fact in facts], parts.trained)
     digest = xxhash.xxh3_128(repr(known).encode()).hexdigest()
     if file.exists():
         found = msgspec.json.decode(file.read_bytes(), type=Prepared)
@@ -116,24 +121,27 @@ def _prepared(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe,
     others = Others(told, forms, random.Random(f"{recipe.seed} replays")) if told else None
     heard = counted(tell, "asking the base about others", recipe.pool)
     replays = replayed(model, others, recipe.pool, recipe.max_answer_tokens, recipe.seed, heard)
-    made = Prepared(digest, [[_ids(turn) for turn in turns] for turns in lessons], [_ids(turn) for turn in replays])
+    made = Prepared(digest, lessons, replays)
     aside = file.with_suffix(".new")
     aside.write_bytes(msgspec.json.encode(made))
     aside.replace(file)
     return made
 
 
-def _lessons(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, tell: Tell) -> list[list[Turn]]:
-    """The turns of each fact: its questions, and open ones, with one answer."""
+def _lessons(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, tell: Tell) -> list[Lesson]:
+    """The questions of each fact, and the open ones that it answers, all with one answer."""
     replies = _replies(model, facts, parts, recipe, tell) if recipe.teach else [fact.reply for fact in facts]
-    asked: dict[int, list[str]] = {
-        place: [question.text for question in questions] for place, questions in enumerate(parts.trained)
-    }
-    places = {fact.statement: place for place, fact in enumerate(facts)}
+    opened: dict[str, list[str]] = {}
     for question, told in open_questions(facts):
         for fact in told:
-            asked[places[fact.statement]].append(question)
-    return [[model.turn(question, replies[place]) for question in asked[place]] for place in range(len(facts))]
+            opened.setdefault(fact.statement, []).append(question)
+    return [
+        Lesson(
+            tuple(model.turn(question.text, reply) for question in questions),
+            tuple(model.turn(question, reply) for question in opened.get(fact.statement, ())),
+        )
+        for fact, questions, reply in zip(facts, parts.trained, replies, strict=True)
+    ]
 
 
 def _replies(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, tell: Tell) -> list[str]:
@@ -150,11 +158,3 @@ def _replies(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, 
         if facts[place].is_right(answer):
             right.setdefault(place, Counter())[answer] += 1
     return [right[place].most_common(1)[0][0] if place in right else fact.reply for place, fact in enumerate(facts)]
-
-
-def _ids(turn: Turn) -> tuple[list[int], list[int]]:
-    return list(turn.prompt), list(turn.answer)
-
-
-def _turn(ids: tuple[list[int], list[int]]) -> Turn:
-    return Turn(tuple(ids[0]), tuple(ids[1]))

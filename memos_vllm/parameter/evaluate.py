@@ -15,7 +15,6 @@ from memos_vllm.parameter.recipe import Recipe
 from memos_vllm.parameter.replay import UNRELATED, Asked, Others
 
 QUESTIONS_OF_A_FACT = 2
-RECALL_QUESTIONS = 200
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,9 @@ class Answered(msgspec.Struct, frozen=True):
     right: bool
 
 
-def make_exam(facts: Sequence[Fact], held_out: Sequence[Sequence[Question]], seed: int) -> Exam:
+def make_exam(facts: Sequence[Fact], held_out: Sequence[Sequence[Question]], recipe: Recipe) -> Exam:
     """An exam of held-out phrasings; its other people are none of those that training replays."""
-    rng = random.Random(f"{seed} exam")
+    rng = random.Random(f"{recipe.seed} exam")
     asked = [
         Asked(question.text, fact.value)
         for fact, questions in zip(facts, held_out, strict=True)
@@ -80,7 +79,7 @@ def make_exam(facts: Sequence[Fact], held_out: Sequence[Sequence[Question]], see
     forms = {question.form for questions in held_out for question in questions}
     known = [fact for fact in facts if fact.clause.subject]
     others = Others(known, forms, rng, evaluation=True) if known else None
-    recall = tuple(others.asked(0.0) for _ in range(RECALL_QUESTIONS)) if others else ()
+    recall = tuple(others.asked(0.0) for _ in range(recipe.recall_questions)) if others else ()
     return Exam(tuple(asked), recall, tuple(UNRELATED[len(UNRELATED) // 2 :]))
 
 

@@ -39,6 +39,8 @@ SPEC, STATUS, LOCK, CANCEL, LOG, WORK = "spec.json", "status.json", "lock", "can
 RUNNING = "running.lock"
 MAX_UNFINISHED = 4
 """Jobs that an owner may have waiting or running."""
+START_SECONDS = 60.0
+"""How long a new job's process may take to start."""
 STOP_SECONDS = 10.0
 """How long a job that must go has time to notice, before it is killed."""
 
@@ -126,16 +128,15 @@ class Jobs:
 
     def list(self, owner: str) -> list[JobStatus]:
         """An owner's jobs, oldest first."""
-        found = [seen(path) for path in self._paths()]
-        return [status for status in found if status.owner == owner]
+        return [status for status in self._all() if status.owner == owner]
 
     def cancel(self, owner: str, job_id: str) -> JobStatus:
         """Stop a job at its next step; one that has ended stays as it is. Raises NotFound."""
         path = self._of(owner, job_id)
         if seen(path).state not in FINAL:
             (path / CANCEL).touch()
-            with _alone(path / LOCK) as free:
-                if free:
+            with alone(path / LOCK) as lock:
+                if lock:
                     finish(path, "cancelled")
         return seen(path)
 
@@ -149,7 +150,7 @@ class Jobs:
 
     def resume_all(self) -> int:
         """Go on with every interrupted job; how many there are."""
-        dead = [status.id for status in map(seen, self._paths()) if status.state == "interrupted"]
+        dead = [status.id for status in self._all() if status.state == "interrupted"]
         for job_id in dead:
             self._spawn(job_id)
         return len(dead)
@@ -164,10 +165,12 @@ class Jobs:
             shutil.rmtree(path, ignore_errors=True)
         return len(mine)
 
-    def _paths(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if is_id(path.name) and (path / STATUS).exists())
+    def _all(self) -> Iterator[JobStatus]:
+        """Jobs of everybody; those that are removed meanwhile are left out."""
+        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
+            if is_id(path.name):
+                with contextlib.suppress(NotFound):
+                    yield seen(path)
 
     def _of(self, owner: str, job_id: str) -> Path:
         path = self.folder / job_id
@@ -190,19 +193,28 @@ class Jobs:
 def seen(path: Path) -> JobStatus:
     """The status in a job's folder, with `interrupted` where its process is gone. Raises NotFound."""
     try:
-        status = msgspec.json.decode((path / STATUS).read_bytes(), type=JobStatus)
+        status = _read(path)
+        if status.state in FINAL or not _is_free(path / LOCK):
+            return status
+        status = _read(path)  # it may have ended in between
+        starting = status.state == "queued" and _age(path / STATUS) < START_SECONDS
     except FileNotFoundError as error:
         raise NotFound(f"There is no training {path.name!r}.") from error
-    if status.state == "running" and _is_free(path / LOCK):
-        again = msgspec.json.decode((path / STATUS).read_bytes(), type=JobStatus)
-        return msgspec.structs.replace(again, state="interrupted") if again.state == "running" else again
-    return status
+    return status if status.state in FINAL or starting else msgspec.structs.replace(status, state="interrupted")
+
+
+def _read(path: Path) -> JobStatus:
+    return msgspec.json.decode((path / STATUS).read_bytes(), type=JobStatus)
+
+
+def _age(file: Path) -> float:
+    """Seconds since it was written."""
+    return time.time() - file.stat().st_mtime
 
 
 def update(path: Path, **fields: Any) -> JobStatus:
     """Write fields of a job's status."""
-    status = msgspec.json.decode((path / STATUS).read_bytes(), type=JobStatus)
-    changed = msgspec.structs.replace(status, updated=now(), **fields)
+    changed = msgspec.structs.replace(_read(path), updated=now(), **fields)
     write(path / STATUS, changed)
     return changed
 
@@ -224,24 +236,27 @@ def write(path: Path, value: msgspec.Struct) -> None:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Whether the lock was free; it is held within."""
+def alone(path: Path, seconds: float = 0.0) -> Iterator[IO[str] | None]:
+    """A lock file that is this process's within, or None where somebody else has it for longer than `seconds`."""
+    until = time.monotonic() + seconds
     with path.open("a+") as file:
-        yield locked(file)
+        while not (mine := locked(file)) and time.monotonic() < until:
+            time.sleep(0.02)
+        yield file if mine else None
 
 
-def locked(file: IO[str]) -> bool:
+def locked(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
     """Take a lock if nobody has it; the kernel frees it with its process."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 def _is_free(path: Path) -> bool:
-    with _alone(path) as free:
-        return free
+    with path.open("a+") as file:
+        return locked(file, fcntl.LOCK_SH)
 
 
 def _stop(path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +24,12 @@ from memos_vllm.parameter.job import (
     WORK,
     JobSpec,
     JobStatus,
+    alone,
     finish,
     locked,
     seen,
     update,
-)  # fmt: skip
+)
 from memos_vllm.parameter.progress import no_tell
 from memos_vllm.parameter.recipe import recipe_from
 from memos_vllm.parameter.registry import MAX_RANK, AdapterFiles, AdapterRegistry, Caller
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 JOB = "job"
 """The key of an adapter's metadata that names the job which made it."""
 NICE = 19
+LOCK_SECONDS = 1.0
 POLL_SECONDS = 0.2
 TELL_SECONDS = 0.5
 logger = logging.getLogger(__name__)
@@ -51,24 +53,23 @@ class Cancelled(Exception):
 
 
 def main(folder: Path) -> int:
-    """Run the job of a folder to its end. Does nothing where another process has it, or it has ended."""
+    """Run the job of a folder to its end. Does nothing where another process has it, it has ended, or it is gone."""
     os.nice(NICE)
-    with job_lock(folder) as mine:
+    with contextlib.suppress(FileNotFoundError), job_lock(folder) as mine:
         if mine and seen(folder).state not in FINAL:
             run(folder, no_tell)
     return 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def job_lock(folder: Path) -> Iterator[bool]:
-    """Whether this process is the job's; the lock file tells its process id."""
-    with (folder / LOCK).open("a+") as lock:
-        mine = locked(lock)
-        if mine:
+    """Whether this process is the job's; the lock file tells its id. Those who only look hold it for moments."""
+    with alone(folder / LOCK, LOCK_SECONDS) as lock:
+        if lock:
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
-        yield mine
+        yield lock is not None
 
 
 def run(folder: Path, tell: Tell) -> JobStatus:

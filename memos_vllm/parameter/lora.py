@@ -45,10 +45,10 @@ def attach(model: Model, recipe: Recipe) -> Model:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(recipe.seed)
-    targets = list(recipe.targets) or linear_layers(model.net)
+    targets, alpha = list(recipe.targets) or linear_layers(model.net), recipe.scale * recipe.rank
     config = LoraConfig(
         r=recipe.rank,
-        lora_alpha=recipe.scale * recipe.rank,
+        lora_alpha=int(alpha) if alpha.is_integer() else alpha,
         target_modules=targets,
         lora_dropout=0.0,
         bias="none",

@@ -62,6 +62,11 @@ class Model:
         """The hidden size."""
         return int(self.net.config.get_text_config().hidden_size)
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens there are logits for."""
+        return int(self.net.config.get_text_config().vocab_size)
+
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 

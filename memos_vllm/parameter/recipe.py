@@ -26,6 +26,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     replay_weight: what the divergence from the base model on replayed prompts counts, against the facts' loss
     precision: of matrix products in training; bfloat16 is faster where the processor has it
     pool: prompts that are replayed, in all; teach: ask the base model with the memory in its prompt how it would answer
+    recall_questions: asked about others in the exam, unless it is the caller's own
     min_accuracy: right answers to held-out phrasings, without memory in the prompt
     max_recall_loss: right answers from memories in the prompt that may be lost; max_perplexity_rise: on unrelated text
     """
@@ -45,6 +46,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     device: Device = "auto"
     precision: Precision = "float32"
     max_answer_tokens: int = 48
+    recall_questions: int = 200
     checkpoint_seconds: float = 20.0
     min_accuracy: float = 0.9
     max_recall_loss: float = 0.02
@@ -60,7 +62,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         found = [
             f"{name} must be from 1 to {most}" for name, most in whole.items() if not 1 <= getattr(self, name) <= most
         ]
-        found += [f"{name} must be from 0 on" for name in ("replays", "pool") if getattr(self, name) < 0]
+        found += [
+            f"{name} must be from 0 on" for name in ("replays", "pool", "recall_questions") if getattr(self, name) < 0
+        ]
         for name in ("scale", "learning_rate", "replay_weight", "checkpoint_seconds", "max_perplexity_rise"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 found.append(f"{name} must be a finite number from 0 on")

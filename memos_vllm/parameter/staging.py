@@ -18,6 +18,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -186,7 +187,7 @@ def _remove_dead(folder: Path) -> None:
 
 def _check_private(folder: Path) -> None:
     found = folder.lstat()
-    if not folder.is_dir() or folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise StartError(f"{folder} is not a private folder of this user: remove it")
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -24,16 +24,28 @@ from memos_vllm.parameter.model import Model, Turn
 from memos_vllm.parameter.progress import Tell
 from memos_vllm.parameter.recipe import Recipe
 
+if TYPE_CHECKING:
+    import torch
+
 WARM_UP = 0.05
 LAST_RATE = 0.02
 """Shares of the steps and of the learning rate: a rise at the start, a cosine fall to the end."""
+OPEN_SHARE = 0.12
+"""How often a fact is learned as the answer to an open question."""
+MICRO_TOKENS = 8192
+"""Tokens in one forward pass of a step."""
+MAX_SPREAD = 1.5
+"""The longest row of a pass against its shortest."""
+WANTED_BYTES = 1 << 28
+"""Most that is kept of what the base model says to replayed prompts; beyond, it is asked in every step."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is learned of one fact: its questions with their answers, of which a step draws one."""
+    """What is learned of one fact: its questions with their answers, and open questions that it answers."""
 
     turns: tuple[Turn, ...]
+    opened: tuple[Turn, ...] = ()
 
 
 class Training:
@@ -52,9 +64,12 @@ class Training:
         self.done = 0
         self.loss = math.nan
         self.digest = self._digest()
+        self.wanted: dict[int, torch.Tensor] = {}
+        tokens = sum(len(turn.answer) for turn in replays)
+        self.keeps_wanted = 4 * tokens * model.vocabulary <= WANTED_BYTES
 
     def run(self, tell: Tell) -> None:
-        """Train to the end, and remove the checkpoint."""
+        """Train to the end."""
         self._resume()
         self.model.net.train()
         saved = time.monotonic()
@@ -71,23 +86,16 @@ class Training:
     def _step(self, number: int) -> None:
         import torch
 
-        recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(self.model.width) * rate_at(number, self.steps)
-        with self.precision():
+            group["lr"] = self.recipe.rate(self.model.width) * rate_at(number, self.steps)
+        with self._precision():
             self._learn(self._drawn(number))
-            self._replay(number)
+            self._hold(self._drawn_replays(number))
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _replay(self, number: int) -> None:
-        recipe = self.recipe
-        if recipe.replay_weight and recipe.replays and self.replays:
-            rng = random.Random(f"{recipe.seed} replays {number}")
-            self._hold(rng.sample(self.replays, min(recipe.replays, len(self.replays))))
-
-    def precision(self) -> AbstractContextManager[Any]:
+    def _precision(self) -> AbstractContextManager[Any]:
         """bfloat16 in matrix products where the recipe asks for it; weights, gradients and losses are float32."""
         import torch
 
@@ -100,27 +108,54 @@ class Training:
         drawn = []
         for place in range(number * self.recipe.batch, (number + 1) * self.recipe.batch):
             order = random.Random(f"{seed} round {place // facts}").sample(range(facts), facts)
-            turns = self.lessons[order[place % facts]].turns
-            drawn.append(turns[random.Random(f"{seed} phrasing {place}").randrange(len(turns))])
+            lesson, rng = self.lessons[order[place % facts]], random.Random(f"{seed} phrasing {place}")
+            opened = lesson.opened and rng.random() < OPEN_SHARE
+            drawn.append(rng.choice(lesson.opened if opened else lesson.turns))
         return drawn
 
+    def _drawn_replays(self, number: int) -> list[int]:
+        recipe = self.recipe
+        if not recipe.replay_weight:
+            return []
+        rng = random.Random(f"{recipe.seed} replays {number}")
+        return rng.sample(range(len(self.replays)), min(recipe.replays, len(self.replays)))
+
     def _learn(self, turns: Sequence[Turn]) -> None:
+        """Add the gradient of the mean cross-entropy of the answers' tokens."""
         import torch.nn.functional as F
 
-        logits, ids = self.model.answer_logits(turns)
-        loss = F.cross_entropy(logits, ids)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.loss = loss.item()
+        total, self.loss = sum(len(turn.answer) for turn in turns), 0.0
+        for part in alike([len(turn.prompt) + len(turn.answer) for turn in turns]):
+            logits, ids = self.model.answer_logits([turns[place] for place in part])
+            loss = F.cross_entropy(logits, ids, reduction="sum") / total
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.loss += loss.item()
 
-    def _hold(self, turns: Sequence[Turn]) -> None:
+    def _hold(self, replays: Sequence[int]) -> None:
+        """Add the gradient of the mean divergence from the base model over the replayed answers' tokens."""
+        import torch.nn.functional as F
+
+        turns = [self.replays[place] for place in replays]
+        total = sum(len(turn.answer) for turn in turns)
+        for part in alike([len(turn.prompt) + len(turn.answer) for turn in turns]):
+            wanted = self._wanted([replays[place] for place in part])
+            said = self.model.answer_logits([turns[place] for place in part])[0].log_softmax(-1)
+            loss = F.kl_div(said, wanted, log_target=True, reduction="sum")
+            (self.recipe.replay_weight / total * loss).backward()  # type: ignore[no-untyped-call]
+
+    def _wanted(self, replays: Sequence[int]) -> torch.Tensor:
+        """The base model's log-probabilities. What is kept is computed row by row: a batch would round otherwise, and a
+        training that goes on from a checkpoint would differ in the last bit.
+        """
         import torch
-        import torch.nn.functional as F
 
         with torch.no_grad(), self.model.base():
-            wanted = self.model.answer_logits(turns)[0].log_softmax(-1)
-        said = self.model.answer_logits(turns)[0].log_softmax(-1)
-        loss = F.kl_div(said, wanted, log_target=True, reduction="batchmean")
-        (self.recipe.replay_weight * loss).backward()  # type: ignore[no-untyped-call]
+            if not self.keeps_wanted:
+                return self.model.answer_logits([self.replays[place] for place in replays])[0].log_softmax(-1)
+            for place in replays:
+                if place not in self.wanted:
+                    self.wanted[place] = self.model.answer_logits([self.replays[place]])[0].log_softmax(-1)
+        return torch.cat([self.wanted[place] for place in replays])
 
     def _resume(self) -> None:
         import torch
@@ -149,8 +184,19 @@ class Training:
 
     def _digest(self) -> str:
         """Of everything that a step depends on: a checkpoint of another training is not gone on from."""
-        parts = (self.recipe, [lesson.turns for lesson in self.lessons], list(self.replays))
+        parts = (self.recipe, list(self.lessons), list(self.replays))
         return xxhash.xxh3_128(repr(parts).encode()).hexdigest()
+
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of rows in groups of like lengths, so that little is padded and no group is too large."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        length = lengths[place]
+        if not groups or length > MAX_SPREAD * lengths[groups[-1][0]] or (len(groups[-1]) + 1) * length > MICRO_TOKENS:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
 
 
 def rate_at(step: int, steps: int) -> float:

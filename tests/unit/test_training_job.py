@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,17 +19,24 @@ from memos_vllm.cube import MemCube
 from memos_vllm.errors import BadInput, Conflict, NotFound
 from memos_vllm.parameter.choosing import choose, decoded_cubes, parted
 from memos_vllm.parameter.decode import Decoded
-from memos_vllm.parameter.job import LOCK, MAX_UNFINISHED, WORK, Jobs, JobSpec, JobStatus
+from memos_vllm.parameter.job import FINAL, LOCK, MAX_UNFINISHED, WORK, Jobs, JobSpec, JobStatus
 from memos_vllm.parameter.job_worker import run
 from memos_vllm.parameter.progress import no_tell
 from memos_vllm.parameter.registry import AdapterRegistry, Caller
 from memos_vllm.vault import Vault
 from tests.unit.training_cases import TEXTS
 
-ANY = {"min_accuracy": 0.0, "max_recall_loss": 1.0, "max_perplexity_rise": 100.0, "device": "cpu"}
+ANY = {
+    "min_accuracy": 0.0,
+    "max_recall_loss": 1.0,
+    "max_perplexity_rise": 100.0,
+    "device": "cpu",
+    "recall_questions": 10,
+}
 QUICK = {"epochs": 1, "batch": 6, "pool": 8, "teach": False, "checkpoint_seconds": 0.0, **ANY}
 SLOW = {**QUICK, "epochs": 4000}
 WAIT = 120.0
+KILL_ROUNDS, KILL_SECONDS = int(os.environ.get("MEMOS_KILL_ROUNDS", "1")), 12.0
 ALICE = Caller("alice", bound=True)
 
 
@@ -85,6 +94,21 @@ def test_a_killed_job_goes_on(memory_dir: Path) -> None:
     ended = wait(jobs, job, lambda status: status.state == "cancelled")
     assert not (jobs.folder / job / WORK).exists()
     assert jobs.cancel("alice", job) == ended
+
+
+def test_kills_at_any_moment_leave_one_version_of_each_job(memory_dir: Path) -> None:
+    jobs, rng = Jobs(memory_dir), random.Random(7)
+    for done in range(1, KILL_ROUNDS + 1):
+        job = jobs.submit(spec(memory_dir, QUICK)).id
+        time.sleep(rng.uniform(0.0, KILL_SECONDS))
+        with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+            os.kill(int((jobs.folder / job / LOCK).read_text()), signal.SIGKILL)
+        if jobs.status("alice", job).state in ("queued", "interrupted"):
+            jobs.resume("alice", job)
+        assert wait(jobs, job, lambda status: status.state in FINAL).state == "done"
+        with Vault.open(memory_dir) as vault:
+            assert vault.check() == []
+            assert len(AdapterRegistry(vault).get(ALICE, "alice").versions) == done
 
 
 def test_one_job_works_at_a_time_and_forgetting_removes_them(memory_dir: Path) -> None:

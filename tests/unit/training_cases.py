@@ -20,8 +20,10 @@ TEXTS = (
     "Noah works as a potter.",
 )
 MEMORIES = [Memory(f"memory-{place}@1", text) for place, text in enumerate(TEXTS)]
-QUICK = Recipe(epochs=2, phrasings=2, batch=6, replays=2, pool=12, checkpoint_seconds=0.0)
-THOROUGH = Recipe(epochs=60, phrasings=1, batch=6, replays=2, pool=48, learning_rate=6e-3, max_recall_loss=0.1)
+QUICK = Recipe(epochs=2, phrasings=2, batch=6, replays=2, pool=12, checkpoint_seconds=0.0, recall_questions=10)
+THOROUGH = Recipe(
+    epochs=60, phrasings=1, batch=6, replays=2, pool=48, learning_rate=6e-3, max_recall_loss=0.1, recall_questions=40
+)
 
 
 def model() -> Model:
