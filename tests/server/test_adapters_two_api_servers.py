@@ -54,7 +54,7 @@ def test_both_serve_what_one_took_in(server: Server) -> None:
         tom.delete("/v1/adapters/style").raise_for_status()
         assert answers(server, "maya", "style") == [expected[2]] * ROUNDS
         assert {chat(client, "style").status_code for client in clients(server, "tom")} == {404}
-        whole = [ids_of(chat(maya, f"plain-{seed}", tokens=400)) for seed in (1, 2)]
+        whole = [ids_of(chat(maya, f"plain-{seed}", tokens=200)) for seed in (1, 2)]
         assert [stream.all_ids() for stream in streams] == whole
         wait(lambda: metric(maya, "memos_adapter_evictions_total") >= 1)
         assert answers(server, "maya", "style@v1") == [expected[1]] * ROUNDS
