@@ -57,9 +57,8 @@ class AdapterDoor:
         caller = memory.caller
         if caller is None:
             return None
-        named = bool(memory.model) and not self._models.is_base_model(memory.model)
-        find = self._named if named else self._default
-        seat = await find(caller, memory)
+        named = memory.model if memory.model and not self._models.is_base_model(memory.model) else None
+        seat = await (self._named(caller, named) if named else self._default(caller, memory))
         if seat is None:
             return None
         memory.adapter = seat.version.name_for(caller.user)
@@ -73,9 +72,9 @@ class AdapterDoor:
         opened_adapter.set(None)
         self.desk.leave(seat)
 
-    async def _named(self, caller: Caller, memory: RequestMemory) -> Seat | None:
+    async def _named(self, caller: Caller, model: str) -> Seat | None:
         try:
-            version = await to_thread.run_sync(self.desk.registry.resolve, caller, memory.model)
+            version = await to_thread.run_sync(self.desk.registry.resolve, caller, model)
         except (NotFound, BadInput):  # it may be one of vLLM's own modules
             return None
         return await self.desk.take(version)

@@ -192,7 +192,7 @@ class TrainRequest(BaseModel):
     name: str
     tags: list[str] = Field(default_factory=list, max_length=64)
     memory_ids: list[str] = Field(default_factory=list, max_length=10_000)
-    recipe: RecipeBody = Field(default_factory=RecipeBody)
+    recipe: RecipeBody = RecipeBody()
     activate: bool = False
 
 
@@ -204,7 +204,7 @@ class RetrainRequest(BaseModel):
     user_id: str | None = None
     adapter: str
     without: list[str] = Field(min_length=1, max_length=10_000)
-    recipe: RecipeBody = Field(default_factory=RecipeBody)
+    recipe: RecipeBody = RecipeBody()
     activate: bool = False
 
 
