@@ -29,7 +29,7 @@ from memos_vllm import config
 from memos_vllm.config import GIB, MemoryConfig
 from memos_vllm.engine.compat import REMEDY, SUPPORTED_VLLM, check_engine
 from memos_vllm.errors import StartError
-from memos_vllm.parameter.staging import STAGE_ENV, new_folder
+from memos_vllm.parameter.staging import STAGE_ENV, new_folder, sweep
 from memos_vllm.server.preflight import BYPASSES, SPLICE_OWNS, check_start
 
 PLUGIN = "memos"
@@ -73,7 +73,10 @@ def serve(argv: Sequence[str]) -> None:
     args = parser.parse_args(["serve", *argv])
     configure_logging_from_args(args)
     command.validate(args)
-    command.cmd(args)
+    try:
+        command.cmd(args)
+    finally:
+        sweep()  # API servers in processes of their own may have been ended before they tidied up
 
 
 def _given(args: argparse.Namespace) -> set[str]:
