@@ -166,12 +166,12 @@ class RecipeBody(BaseModel):
 
     model_config = examples({"rank": 16, "epochs": 40, "seed": 0})
 
-    rank: int = Field(16, ge=1)
-    epochs: int = Field(40, ge=1, le=200)
-    learning_rate: float = Field(0.0, ge=0, le=1)
-    replay_weight: float = Field(1.0, ge=0, le=100)
-    seed: int = Field(0, ge=0, le=2**32 - 1)
-    min_accuracy: float = Field(0.9, ge=0, le=1)
+    rank: int = Field(default=16, ge=1)
+    epochs: int = Field(default=40, ge=1, le=200)
+    learning_rate: float = Field(default=0.0, ge=0, le=1)
+    replay_weight: float = Field(default=1.0, ge=0, le=100)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    min_accuracy: float = Field(default=0.9, ge=0, le=1)
 
     def fields(self, max_rank: int) -> dict[str, Any]:
         """The recipe of a training on a processor, beside an engine that has the GPU. Raises BadInput."""
