@@ -2,9 +2,9 @@
 
     python benchmarks/bench_vault.py --out benchmarks/results/vault
 
-For every size a vault is filled in a process of its own, with 100 memories for each user unless `--per-user` says
-otherwise; then a fresh process opens it and measures, so that nothing is warm but the page cache. Before anything is
-reported, memories of many users must be found by their own words.
+For every size a vault is filled, with 100 memories for each user unless `--per-user` says otherwise; then a fresh
+process opens it and measures, so that nothing is warm but the page cache. Searches are of users drawn from all, gets of
+memories drawn from all. Before anything is reported, memories of many users must be found by their own words.
 """
 
 from __future__ import annotations
@@ -78,18 +78,30 @@ def cubes_of(users: range, per_user: int, seed: int) -> Iterator[MemCube]:
 
 
 def fill(folder: Path, memories: int, per_user: int, seed: int, tell: Callable[[int], None]) -> float:
-    """Fill a new vault; returns seconds in the vault, those of making up texts not counted."""
-    spent, batch = 0.0, list[MemCube]()
+    """Fill a new vault; returns seconds in the vault, those of making up texts not counted.
+
+    Ids of memories drawn from all are left for `measure` in a file beside the vault.
+    """
+    spent, batch, ids = 0.0, list[MemCube](), list[str]()
+    drawn = {*random.Random(seed).sample(range(1, memories + 1), min(GETS, memories))}
     with Vault.open(folder) as vault:
         for number, cube in enumerate(cubes_of(range(memories // per_user), per_user, seed), 1):
             batch.append(cube)
+            if number in drawn:
+                ids.append(cube.id)
             if len(batch) == BATCH or number == memories:
                 began = time.perf_counter()
                 vault.add(batch, actor="bench")
                 spent += time.perf_counter() - began
                 tell(len(batch))
                 batch = []
+    ids_of(folder).write_text("\n".join(ids), encoding="ascii")
     return spent
+
+
+def ids_of(folder: Path) -> Path:
+    """The file of the ids that are got from a vault, outside of it: its disk is measured."""
+    return folder.with_suffix(".ids")
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -122,8 +134,10 @@ def measure(folder: Path, memories: int, per_user: int, seed: int) -> dict[str, 
             hit.cube.owner != f"user-{user}" for hit in hits
         ):
             sys.exit(f"a memory of user-{user} is not among the first {TOP_K} for its own words; nothing is reported")
-    ids = [cube.id for user, _ in asked[:200] for cube in vault.list(f"user-{user}")]
-    gets = [timed(lambda cube_id=cube_id: vault.get(cube_id)) for cube_id in rng.choices(ids, k=GETS)]  # type: ignore[misc]
+    ids = ids_of(folder).read_text(encoding="ascii").split()
+    ids = [*ids, *rng.choices(ids, k=GETS - len(ids))] if len(ids) < GETS else ids
+    rng.shuffle(ids)
+    gets = [timed(lambda cube_id=cube_id: vault.get(cube_id)) for cube_id in ids]  # type: ignore[misc]
     new = [MemCube.plaintext(fact.statement, owner=f"user-{user}") for user, fact in asked[:ADDS]]
     adds = [timed(lambda cube=cube: vault.add([cube], actor="bench")) for cube in new]  # type: ignore[misc]
     vault.close()

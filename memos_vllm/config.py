@@ -50,7 +50,10 @@ class Flag:
 def _path(text: str) -> Path:
     if not text.strip():
         raise ValueError("must name a path")
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("must name a path in a home directory that there is") from None
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -150,7 +153,7 @@ class MemoryConfig:
         "Which memories become K/V: auto for long, often used and pinned ones, all, or off for none (default: auto).",
     )
     keys: Path | None = _flag(
-        None, "keys", "FILE", _path, "TOML file of API keys and their users; with it every memory needs a key."
+        None, "keys", "FILE", _path, "TOML file of API keys and their users; with it every request needs a key."
     )
     kv_ram_gib: float = _flag(
         4.0, "kv-ram-gib", "GIB", _gib, "Host RAM for K/V of memories, in GiB; the rest is on disk (default: 4)."

@@ -61,7 +61,7 @@ class Door:
 
 
 def make_server(door: Door) -> MCPServer[httpx.AsyncClient]:
-    """The MCP server with mem0's six tools."""
+    """The MCP server: seven of mem0's tools, those for the memories of one user."""
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[httpx.AsyncClient]) -> AsyncIterator[httpx.AsyncClient]:
@@ -97,7 +97,7 @@ def make_server(door: Door) -> MCPServer[httpx.AsyncClient]:
         top_k: Annotated[int, Field(ge=1, le=100, description="Most memories to return.")] = 10,
         filters: Annotated[dict[str, Any] | None, Field(description="Metadata values that they must have.")] = None,
     ) -> dict[str, Any]:
-        """Find the memories that fit a question best."""
+        """Find the memories that fit a question best. Where none does, the latest come back, with score 0."""
         async with memos(context) as client:
             return _results(await client.search(query, top_k=top_k, filters=filters, user_id=user_id))
 
@@ -111,6 +111,14 @@ def make_server(door: Door) -> MCPServer[httpx.AsyncClient]:
         """List the user's memories, oldest first."""
         async with memos(context) as client:
             return _results(await client.get_all(limit=limit, after=after, user_id=user_id))
+
+    @server.tool(annotations=ToolAnnotations(read_only_hint=True))
+    async def get_memory(
+        context: Context[httpx.AsyncClient], memory_id: MemoryId, user_id: UserId = None
+    ) -> dict[str, Any]:
+        """Read one memory."""
+        async with memos(context) as client:
+            return _shown(await client.get(memory_id, user_id=user_id))
 
     @server.tool(annotations=ToolAnnotations(read_only_hint=False, destructive_hint=False))
     async def update_memory(
@@ -161,7 +169,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"The API key is read from the environment variable {KEY_ENV}.",
     )
     parser.add_argument("--url", default="http://localhost:8000", help="the memory server (default: %(default)s)")
-    parser.add_argument("--user", help="whose memories, where the key is a service key or the server asks for none")
+    parser.add_argument(
+        "--user",
+        help="whose memories, where the key is a service key or the server asks for none; "
+        "with --http only where --host is this machine",
+    )
     parser.add_argument("--http", action="store_true", help="serve streamable HTTP at /mcp instead of stdio")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on with --http (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8765, help="port to listen on with --http (default: %(default)s)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import memos_vllm
@@ -41,6 +41,18 @@ def check_installed(picture: str, model: str | None) -> None:
         raise StartError("the bundled model is missing from this installation: name one with --model")
 
 
+def words_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """A parser of different words out of the known ones, with commas between them."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        words = tuple(text.split(","))
+        if not {*words} <= {*known} or len({*words}) < len(words):
+            raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, commas between them, not '{text}'")
+        return words
+
+    return parse
+
+
 def count_from(low: int) -> Callable[[str], int]:
     """A parser of whole numbers from `low` on."""
 
@@ -53,11 +65,11 @@ def count_from(low: int) -> Callable[[str], int]:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Different token counts, with commas between them."""
+    """Different whole numbers above 0, with commas between them."""
     try:
         values = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be token counts with commas between them, not '{text}'") from None
+        raise argparse.ArgumentTypeError(f"must be whole numbers with commas between them, not '{text}'") from None
     if min(values) < 1 or len(set(values)) < len(values):
-        raise argparse.ArgumentTypeError(f"must be different token counts above 0, not '{text}'")
+        raise argparse.ArgumentTypeError(f"must be different numbers above 0, not '{text}'")
     return values

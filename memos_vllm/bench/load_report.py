@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from memos_vllm.bench.load_client import Sample
+from memos_vllm.bench.load_client import TIMEOUT, Chats, Sample
 from memos_vllm.bench.load_options import LoadOptions
 from memos_vllm.bench.machine import in_words
 
@@ -28,16 +28,21 @@ COLOURS = ("#1f4e79", "#e07a3f", "#5b9bd5", "#b5361c")
 
 @dataclass(frozen=True)
 class Measured:
-    """One operation of one arm at one rate; times in seconds, of all requests, the failed ones too.
+    """One operation of one arm at one rate; times in seconds, of all requests: one that failed counts as a timeout.
 
+    memories: in the vault when the measurement began
     success: share of requests that were answered rightly; errors: how many failed for which reason
+    found: share of the rightly answered searches that had the memory asked for; 0 for adds
+    awaiting: memories that had no vector when the measurement ended; 0 without an embedder
     """
 
     arm: str
     operation: str
     rate: int
+    memories: int
     requests: int
     success: float
+    found: float
     mean: float
     p50: float
     p90: float
@@ -45,34 +50,46 @@ class Measured:
     longest: float
     chats: int
     chats_failed: int
+    awaiting: int
     errors: str
 
     @classmethod
     def of(
-        cls, arm: str, operation: str, rate: int, samples: Sequence[Sample], chats: int, chats_failed: int
+        cls,
+        arm: str,
+        operation: str,
+        rate: int,
+        memories: int,
+        samples: Sequence[Sample],
+        beside: Chats,
+        awaiting: int,
     ) -> Measured:
-        times = sorted(sample.seconds for sample in samples)
+        times = sorted(max(sample.seconds, TIMEOUT) if sample.error else sample.seconds for sample in samples)
         errors = Counter(sample.error for sample in samples if sample.error)
+        right = len(samples) - errors.total()
         return cls(
             arm=arm,
             operation=operation,
             rate=rate,
+            memories=memories,
             requests=len(samples),
-            success=1 - errors.total() / len(samples),
+            success=right / len(samples),
+            found=sum(sample.found for sample in samples) / max(1, right),
             mean=sum(times) / len(times),
             p50=percentile(times, 50),
             p90=percentile(times, 90),
             p99=percentile(times, 99),
             longest=times[-1],
-            chats=chats,
-            chats_failed=chats_failed,
+            chats=beside.done,
+            chats_failed=beside.failed,
+            awaiting=awaiting,
             errors="; ".join(f"{count} {error}" for error, count in errors.most_common()),
         )
 
 
 @dataclass(frozen=True)
 class Size:
-    """What an arm's memories take, in bytes: the API server's resident memory before and after, and the disk."""
+    """What a server's memories take, in bytes: its API process's resident memory before and after, and the disk."""
 
     arm: str
     memories: int
@@ -97,6 +114,7 @@ def write_load(
         "model": options.model_name,
         "machine": machine,
         "units": {"s": ["mean", "p50", "p90", "p99", "longest"], "bytes": ["resident_before", "resident", "disk"]},
+        "failed_counts_as_s": TIMEOUT,
         "sizes": [asdict(size) for size in sizes],
         "summary": [asdict(row) for row in rows],
     }
@@ -112,12 +130,15 @@ def print_load(options: LoadOptions, rows: Sequence[Measured], sizes: Sequence[S
     table = Table(title="Adding and searching memories", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("arm", "operation"):
         table.add_column(name)
-    for name in ("requests/s", "success", "mean ms", "P50", "P90", "P99", "longest", "chats", "errors"):
+    columns = ("rate /s", "memories", "success", "found", "mean ms", "P50", "P90", "P99", "longest")
+    for name in (*columns, "chats", "failed", "no vector", "errors"):
         table.add_column(name, justify="right")
     for row in rows:
         times = [f"{seconds * 1e3:.1f}" for seconds in (row.mean, row.p50, row.p90, row.p99, row.longest)]
-        chats = str(row.chats or "-")
-        table.add_row(row.arm, row.operation, str(row.rate), f"{row.success:.2%}", *times, chats, row.errors)
+        found = f"{row.found:.1%}" if row.operation == "search" else "-"
+        shares = (str(row.rate), f"{row.memories:,}", f"{row.success:.2%}", found)
+        beside = [str(number or "-") for number in (row.chats, row.chats_failed, row.awaiting)]
+        table.add_row(row.arm, row.operation, *shares, *times, *beside, row.errors)
     console.print(table)
     for size in sizes:
         grown = (size.resident - size.resident_before) / MIB

@@ -61,6 +61,13 @@ def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _words(values: Iterable[str] | None) -> list[str] | None:
+    """The values as a list. Raises TypeError for a text, which would be taken for its letters."""
+    if isinstance(values, str):
+        raise TypeError(f"give a list of texts, [{values!r}], instead of the text {values!r}")
+    return None if values is None else [*values]
+
+
 def _at(memory_id: str, *rest: str) -> str:
     return "/".join(["/v1/memories", quote(memory_id, safe=""), *rest])
 
@@ -92,13 +99,13 @@ def add(
         agent_id=agent_id,
         metadata=None if metadata is None else dict(metadata),
         infer=infer,
-        tags=None if tags is None else [*tags],
-        access=None if access is None else [*access],
+        tags=_words(tags),
+        access=_words(access),
         expires=expires,
         happened=happened,
         semantic_type=semantic_type,
         priority=priority,
-        sensitivity=None if sensitivity is None else [*sensitivity],
+        sensitivity=_words(sensitivity),
     )
     return Call("POST", "/v1/memories", Memory, user_id, body=body, many=True)
 
@@ -117,7 +124,8 @@ def search(
     archived: bool | None = None,
     user_id: str | None = None,
 ) -> Call[list[Memory]]:
-    """The memories that fit a query best, best first, among all that the user may read.
+    """The memories that fit a query best, best first, among all that the user may read; where none fits, the latest
+    ones, with score 0.
 
     filters: metadata and header values they must have; threshold: least score; since, until: when it happened;
     types, tags: any of these; using: parts of the ranking; archived: among the user's own archived memories instead.
@@ -129,9 +137,9 @@ def search(
         threshold=threshold,
         since=since,
         until=until,
-        types=None if types is None else [*types],
-        tags=None if tags is None else [*tags],
-        using=None if using is None else [*using],
+        types=_words(types),
+        tags=_words(tags),
+        using=_words(using),
         archived=archived,
     )
     return Call("POST", "/v1/memories/search", Memory, user_id, body=body, many=True)
@@ -176,10 +184,10 @@ def edit(
 ) -> Call[Memory]:
     """Change what is known about a memory, without a new version."""
     body = _given(
-        tags=None if tags is None else [*tags],
+        tags=_words(tags),
         priority=priority,
         expires=expires,
-        sensitivity=None if sensitivity is None else [*sensitivity],
+        sensitivity=_words(sensitivity),
         metadata=None if metadata is None else dict(metadata),
         half_life_days=half_life_days,
     )
@@ -193,7 +201,7 @@ def delete(memory_id: str, *, user_id: str | None = None) -> Call[Deleted]:
 
 def delete_many(memory_ids: Iterable[str], *, user_id: str | None = None) -> Call[Deleted]:
     """Delete several memories, all or none."""
-    return Call("POST", "/v1/memories/delete", Deleted, user_id, body={"ids": [*memory_ids]})
+    return Call("POST", "/v1/memories/delete", Deleted, user_id, body={"ids": _words(memory_ids)})
 
 
 def delete_all(*, run_id: str | None = None, agent_id: str | None = None, user_id: str | None = None) -> Call[Deleted]:
@@ -240,7 +248,7 @@ def share(
     memory_id: str, principal: str, rights: Iterable[Right] = ("read",), *, user_id: str | None = None
 ) -> Call[list[Grant]]:
     """Let a user or a group (`group:NAME`) read, write or share a memory. Returns who may do what now."""
-    body = {"principal": principal, "rights": [*rights]}
+    body = {"principal": principal, "rights": _words(rights)}
     return Call("POST", _at(memory_id, "access"), Grant, user_id, body=body, many=True)
 
 

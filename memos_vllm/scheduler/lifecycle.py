@@ -11,18 +11,21 @@ Pinned and frozen cubes do not. The first use makes a cube activated, and so doe
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from memos_vllm.cube import Header, MemCube, Priority, State
-from memos_vllm.errors import NotFound
+from memos_vllm.errors import MemosError, NotFound
 from memos_vllm.scheduler.clock import DAY, seconds_of, stamp_of
 
 if TYPE_CHECKING:
     from memos_vllm.vault import Uses, Vault
+
+logger = logging.getLogger(__name__)
 
 ACTOR = "memos-vllm"
 """Who does what the lifecycle does, in audit log and events."""
@@ -70,11 +73,11 @@ class Lifecycle:
 
     def expire(self, now: float) -> Iterator[Step]:
         """Expire what is due at `now` (Unix seconds), step by step. It costs what is due, however large the vault."""
-        while due := self.vault.due(stamp_of(now), limit=CHANGES):
-            expired = self._change([cube.id for cube in due], "expired")
+        at, after = stamp_of(now), None
+        while due := self.vault.due(at, limit=CHANGES, after=after):
+            after = due[-1]
+            expired = self._change([cube.id for cube in due], "expired", lambda cube, _: cube.expired(at))
             yield Step(len(due), expired=len(expired), kv_keys=drop_kv_of(self.vault, expired))
-            if not expired:
-                break
 
     def fade(self, now: float) -> Iterator[Step]:
         """Archive what has faded, step by step. It looks at every cube of the vault."""
@@ -84,8 +87,7 @@ class Lifecycle:
             yield Step(len(page))
             faint = iter(self._faint(page, now))
             while some := list(islice(faint, CHANGES)):
-                still = self._faint([cube for cube in map(self._held, some) if cube], now)
-                archived = self._change(still, "archived", only_from=FADING)
+                archived = self._change(some, "archived", lambda cube, uses: self._is_faint(cube, uses, now))
                 yield Step(archived=len(archived), kv_keys=drop_kv_of(self.vault, archived))
 
     def activate(self, cube_ids: Iterable[str]) -> int:
@@ -94,23 +96,33 @@ class Lifecycle:
         sleeping = (cube.id for cube in held if cube and cube.header.state in WAKING)
         count = 0
         while some := list(islice(sleeping, CHANGES)):
-            count += len(self._change(some, "activated", only_from=WAKING))
+            count += len(self._change(some, "activated", lambda cube, _: cube.header.state in WAKING))
         return count
 
     def _faint(self, cubes: Iterable[MemCube], now: float) -> list[str]:
         """Ids of those among the cubes that are to be archived."""
         fading = [cube for cube in cubes if cube.header.state in FADING and self._fades(cube.header)]
         uses = self.vault.uses_of([cube.id for cube in fading])
-        return [cube.id for cube in fading if strength(cube.header, uses[cube.id], now, self.half_life_days) < FAINT]
+        return [cube.id for cube in fading if self._is_faint(cube, uses[cube.id], now)]
 
     def _fades(self, header: Header) -> bool:
         return header.priority != "pinned" and (header.half_life_days or self.half_life_days) is not None
 
-    def _change(
-        self, cube_ids: Sequence[str], state: State, *, only_from: Collection[State] | None = None
-    ) -> list[MemCube]:
-        """Cubes that their owner brought into another state meanwhile are left out."""
-        return self.vault.transition_all(cube_ids, state, actor=ACTOR, only_from=only_from)
+    def _is_faint(self, cube: MemCube, uses: Uses, now: float) -> bool:
+        return cube.header.state in FADING and strength(cube.header, uses, now, self.half_life_days) < FAINT
+
+    def _change(self, cube_ids: Sequence[str], state: State, still: Callable[[MemCube, Uses], bool]) -> list[MemCube]:
+        """Bring cubes into another state; where that fails for one of them, the others do not wait for it.
+
+        still: asked in the transaction, since their owner may have changed them meanwhile.
+        """
+        try:
+            return self.vault.transition_all(cube_ids, state, actor=ACTOR, only_if=still)
+        except MemosError as error:
+            if len(cube_ids) == 1:
+                logger.warning("memory %s does not become %s for now: %s", cube_ids[0], state, error)
+                return []
+        return [cube for cube_id in cube_ids for cube in self._change([cube_id], state, still)]
 
     def _held(self, cube_id: str) -> MemCube | None:
         try:

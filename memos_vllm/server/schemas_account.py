@@ -192,19 +192,21 @@ class UsageBody(BaseModel):
 
 
 class Forgotten(BaseModel):
-    """What was deleted of a user, and how many rows of each kind still belong to them or name them: all 0."""
+    """What was deleted of a user, and how many rows of each kind still belong to them or name them: none."""
 
     model_config = examples(
         {
             "user_id": "maya",
             "deleted": {"cubes": 12, "versions": 15, "kv_files": 2, "index_rows": 140, "snapshots": 1, "grants": 3},
-            "traces": {"cubes": 0, "grants": 0, "names": 0},
+            "traces": {},
         }
     )
 
     user_id: str
     deleted: Annotated[dict[str, int], Field(description="Rows and files that are gone, by kind.")]
-    traces: Annotated[dict[str, int], Field(description="Rows that still tell of the user, by kind.")]
+    traces: Annotated[
+        dict[str, int], Field(description="Rows that still tell of the user, by kind; empty where none do.")
+    ]
 
     @classmethod
     def of(cls, user: str, report: ForgetReport, traces: dict[str, int]) -> Forgotten:

@@ -189,7 +189,7 @@ class Snapshots(BaseModel):
 
 
 class RestoredBody(BaseModel):
-    """What a restored snapshot did: memories with the content of then, those back from deletion (with new ids), those
+    """What a restored snapshot did: memories with the content of then, those back from deletion (with their ids), those
     put into the archive because they are newer, and how many were the same.
     """
 

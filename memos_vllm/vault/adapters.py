@@ -212,10 +212,15 @@ def _compare_names(txn: Txn, wanted: dict[bytes, bytes]) -> Iterator[str]:
 
 
 def _compare_numbers(txn: Txn, wanted: set[bytes]) -> Iterator[str]:
-    present = {key: load(txn, "adapter_ids", key, int) for key, _ in txn.scan("adapter_ids")}
+    present = dict(txn.scan("adapter_ids"))
     for key in sorted(wanted ^ present.keys()):
         yield f"adapter_ids {key.hex()}: {'row missing' if key in wanted else 'row without a version that has files'}"
-    given = [number for number in present.values() if number is not None]
+    given = []
+    for key, stored in present.items():
+        try:
+            given.append(decode(stored, int, "adapter_ids", key))
+        except Damaged as damage:
+            yield f"adapter_ids {key.hex()}: {damage}"
     if len(set(given)) < len(given) or max(given, default=0) > _counter(txn):
         yield "adapter_ids: a number was given twice"
 

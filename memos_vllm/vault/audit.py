@@ -15,6 +15,7 @@ changed, removed or moved; a log that was written anew from its first entry on i
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 import msgspec
@@ -22,13 +23,13 @@ import msgspec
 from memos_vllm.cube import Scalar, is_id, now
 from memos_vllm.errors import BadInput, VaultUnavailable
 from memos_vllm.vault import keys
-from memos_vllm.vault.base import Opened
+from memos_vllm.vault.base import SLICE, Opened
 from memos_vllm.vault.env import Txn
 
 HEAD = b"audit"
 NOTHING = bytes(32)
 MAX_DETAIL_CHARS = 128
-_HASH_BYTES = 32
+HASH_BYTES = 32
 _NAME_BYTES = 16
 
 
@@ -123,10 +124,10 @@ def append(
         previous=head.hash,
     )
     body = msgspec.msgpack.encode(row)
-    digest = _hash(body)
-    txn.put("audit", _number(row.seq), digest + body)
+    digest = hash_of(body)
+    txn.put("audit", number_key(row.seq), digest + body)
     if row.owner:
-        txn.put("audit_owners", row.owner + _number(row.seq))
+        txn.put("audit_owners", row.owner + number_key(row.seq))
     txn.put("meta", HEAD, msgspec.msgpack.encode(Head(row.seq, digest, row.at)))
 
 
@@ -154,45 +155,38 @@ def traces(txn: Txn, principal: str) -> int:
     return known + sum(name == principal.encode() for _, name in txn.scan("names"))
 
 
-def query(txn: Txn, wanted: LogQuery) -> list[LogEntry]:
-    """The entries asked for. Raises BadInput, and VaultUnavailable where one of them is damaged."""
+def query(txn: Txn, wanted: LogQuery) -> tuple[list[LogEntry], LogQuery | None]:
+    """Entries asked for, and what is left to ask for after SLICE rows. Raises BadInput, VaultUnavailable for damage."""
     if wanted.limit < 1:
         raise BadInput("A log query asks for 1 entry or more.")
     matches = _matcher(txn, wanted)
     if matches is None:
-        return []
-    found = ((row, digest) for row, digest in _candidates(txn, wanted) if matches(row))
-    return [_entry(txn, row, digest) for row, digest in islice(found, wanted.limit)]
-
-
-def problems(txn: Txn, anchor: str = "") -> Iterator[str]:
-    """What is wrong with the log: entries changed, missing, moved, or cut off at the end.
-
-    anchor: `seq:hash` of a head that was noted elsewhere; the log must still contain it.
-    """
-    head = head_of(txn)
-    previous, expected = NOTHING, 1
-    for key, stored in txn.scan("audit"):
-        seq, digest = int.from_bytes(key), stored[:_HASH_BYTES]
-        if seq != expected:
-            yield f"audit {_missing(expected, seq)}"
-            previous = b""
-        yield from (f"audit entry {seq}: {fault}" for fault in _faults(seq, stored, previous))
-        previous, expected = digest, seq + 1
-    if expected - 1 < head.seq:
-        yield f"audit {_missing(expected, head.seq + 1)}, cut off at the end"
-    elif (expected - 1, previous) != (head.seq, head.hash):
-        yield f"audit head: says entry {head.seq}, the last one is {expected - 1} or another"
-    yield from _anchored(txn, anchor)
-    yield from _index_problems(txn)
+        return [], None
+    found: list[LogEntry] = []
+    last, looked_at = 0, 0
+    for row, digest in islice(_candidates(txn, wanted), SLICE):
+        last, looked_at = row.seq, looked_at + 1
+        if matches(row):
+            found.append(_entry(txn, row, digest))
+            if len(found) == wanted.limit:
+                return found, None
+    if looked_at < SLICE:
+        return found, None
+    place = {"before" if wanted.newest_first else "after": last}
+    return found, msgspec.structs.replace(wanted, limit=wanted.limit - len(found), **place)
 
 
 class AuditLog(Opened):
-    """The part of a vault that reads its audit log."""
+    """The part of a vault that reads its audit log and adds to it."""
 
     def log(self, wanted: LogQuery | None = None) -> list[LogEntry]:
         """Entries of the audit log, oldest first where the query does not say otherwise. Raises BadInput."""
-        return self._env.read(lambda txn: query(txn, wanted or LogQuery()))
+        rest: LogQuery | None = wanted or LogQuery()
+        found: list[LogEntry] = []
+        while rest is not None:
+            entries, rest = self._env.read(partial(query, wanted=rest))
+            found += entries
+        return found
 
     def record(
         self,
@@ -215,10 +209,6 @@ class AuditLog(Opened):
     def log_head(self) -> str:
         """`seq:hash` of the newest entry. Kept elsewhere, it shows later that nothing up to here was written anew."""
         return str(self._env.read(head_of))
-
-    def verify_log(self, anchor: str = "") -> list[str]:
-        """Every fault of the audit log, one line each. anchor: an earlier `log_head`. Raises BadInput."""
-        return self._env.read(lambda txn: list(problems(txn, anchor)))
 
 
 def _pseudonym(txn: Txn, name: str, *, of: str | None = None) -> bytes:
@@ -255,17 +245,17 @@ def _name(txn: Txn, pseudonym: bytes) -> str:
     return f"forgotten:{pseudonym.hex()[:8]}" if name is None else name.decode()
 
 
-def _number(seq: int) -> bytes:
+def number_key(seq: int) -> bytes:
     return seq.to_bytes(8)
 
 
-def _hash(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=_HASH_BYTES).digest()
+def hash_of(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=HASH_BYTES).digest()
 
 
-def _decoded(seq: int, stored: bytes) -> Row:
+def row_of(seq: int, stored: bytes) -> Row:
     try:
-        return msgspec.msgpack.decode(stored[_HASH_BYTES:], type=Row)
+        return msgspec.msgpack.decode(stored[HASH_BYTES:], type=Row)
     except msgspec.MsgspecError as error:
         raise VaultUnavailable(f"Audit entry {seq} is damaged ({error}); run `memos-vllm vault verify`.") from error
 
@@ -313,10 +303,10 @@ def _candidates(txn: Txn, wanted: LogQuery) -> Iterator[tuple[Row, bytes]]:
     if wanted.until:
         last = min(last, _first_at(txn, wanted.until) - 1)
     for seq in _numbers(txn, wanted, first, last):
-        stored = txn.get("audit", _number(seq))
+        stored = txn.get("audit", number_key(seq))
         if stored is None:
             raise VaultUnavailable(f"Audit entry {seq} is missing; run `memos-vllm vault verify`.")
-        yield _decoded(seq, stored), stored[:_HASH_BYTES]
+        yield row_of(seq, stored), stored[:HASH_BYTES]
 
 
 def _numbers(txn: Txn, wanted: LogQuery, first: int, last: int) -> Iterator[int]:
@@ -327,9 +317,9 @@ def _numbers(txn: Txn, wanted: LogQuery, first: int, last: int) -> Iterator[int]
     owner = txn.get("pseudonyms", keys.digest(wanted.owner)) or b""
     if first > last:
         return
-    rows = txn.scan("audit_owners", owner, after=owner + _number(first - 1))
+    rows = txn.scan("audit_owners", owner, after=owner + number_key(first - 1))
     if wanted.newest_first:
-        rows = txn.scan_back("audit_owners", owner, before=owner + _number(last + 1))
+        rows = txn.scan_back("audit_owners", owner, before=owner + number_key(last + 1))
     for key, _ in rows:
         seq = int.from_bytes(key[_NAME_BYTES:])
         if not first <= seq <= last:
@@ -342,56 +332,9 @@ def _first_at(txn: Txn, moment: str) -> int:
     low, high = 1, head_of(txn).seq + 1
     while low < high:
         middle = (low + high) // 2
-        stored = txn.get("audit", _number(middle))
-        if stored is not None and _decoded(middle, stored).at < moment:
+        stored = txn.get("audit", number_key(middle))
+        if stored is not None and row_of(middle, stored).at < moment:
             low = middle + 1
         else:
             high = middle
     return low
-
-
-def _missing(first: int, stop: int) -> str:
-    return f"entry {first}: missing" if stop - first == 1 else f"entries {first} to {stop - 1}: missing"
-
-
-def _faults(seq: int, stored: bytes, previous: bytes) -> Iterator[str]:
-    """previous: hash of the entry before it, b"" where that is unknown."""
-    body = stored[_HASH_BYTES:]
-    if stored[:_HASH_BYTES] != _hash(body):
-        yield "changed, its hash differs"
-        return
-    try:
-        row = _decoded(seq, stored)
-    except VaultUnavailable:
-        yield "is none of this format"
-        return
-    if row.seq != seq:
-        yield f"moved, it was written as entry {row.seq}"
-    elif previous and row.previous != previous:
-        yield "does not follow the entry before it"
-
-
-def _anchored(txn: Txn, anchor: str) -> Iterator[str]:
-    if not anchor:
-        return
-    number, _, digest = anchor.partition(":")
-    if not (number.isascii() and number.isdigit() and len(digest) == 2 * _HASH_BYTES):
-        raise BadInput("An anchor of the audit log is `seq:hash`, as `memos-vllm vault log --head` prints it.")
-    stored = txn.get("audit", _number(int(number))) if int(number) else NOTHING
-    if stored is None or stored[:_HASH_BYTES].hex() != digest:
-        yield f"audit entry {number}: differs from the anchor, the log was written anew"
-
-
-def _index_problems(txn: Txn) -> Iterator[str]:
-    """`audit_owners` has the rows that the entries call for, and no others."""
-    wanted = 0
-    for key, stored in txn.scan("audit"):
-        try:
-            owner = _decoded(int.from_bytes(key), stored).owner
-        except VaultUnavailable:
-            return
-        wanted += bool(owner)
-        if owner and txn.get("audit_owners", owner + key) is None:
-            yield f"audit_owners: no row for entry {int.from_bytes(key)}"
-    if (present := txn.count("audit_owners")) > wanted:
-        yield f"audit_owners: {present - wanted} rows without an entry"

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from memos_vllm.errors import BackupFailed
-from memos_vllm.vault import adapter_files, audit, folder, keys, lora, manifest
+from memos_vllm.vault import adapter_files, audit, chain, folder, keys, lora, manifest
 from memos_vllm.vault.base import Opened
 from memos_vllm.vault.check import problems_in
 from memos_vllm.vault.env import Environment, Txn, sync
@@ -260,7 +260,7 @@ def _sound(folder: Path) -> None:
     """Refuse a data file with damaged pages or a broken log."""
     env = Environment(folder, readonly=False, map_bytes=_MAP_BYTES, max_bytes=None)
     try:
-        _refuse(folder, env.problems() or env.read(lambda txn: list(audit.problems(txn))))
+        _refuse(folder, env.problems() or env.read(lambda txn: list(chain.problems(lambda work: work(txn)))))
     finally:
         env.close()
 

@@ -1,6 +1,7 @@
 """What every part of the Vault class stands on: the folder, its environment, and whether it may write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,9 @@ from memos_vllm.vault.env import Environment, Txn
 from memos_vllm.vault.records import Usage
 
 Result = TypeVar("Result")
+
+SLICE = 1000
+"""Rows that one transaction of a long read sees: a write that has to be undone, and a map that grows, wait for it."""
 
 QuotaGuard = Callable[[str, Usage, Usage], None]
 """Owner, usage before a transaction, usage after it. What it raises undoes the transaction."""
@@ -21,7 +25,7 @@ class Opened:
     path: Path
     readonly: bool
     quota_guard: QuotaGuard | None = None
-    """Asked by every transaction under which an owner's usage grows; it may be asked twice for one."""
+    """Asked by every transaction that adds content, where an owner's usage grows; it may be asked twice for one."""
     _env: Environment
 
     def _writable(self) -> Environment:
@@ -30,12 +34,41 @@ class Opened:
             raise VaultUnavailable("The vault is open for reading only.")
         return self._env
 
-    def _change(self, work: Callable[[Txn], Result], *, frees: bool = False, alone: bool = False) -> Result:
+    def _sliced(
+        self,
+        database: str,
+        take: Callable[[Txn, bytes, bytes], Result],
+        *,
+        under: bytes = b"",
+        after: bytes = b"",
+        rows: int = SLICE,
+    ) -> Iterator[Result]:
+        """What `take` makes of each row under a prefix, in key order, `rows` of them in one transaction.
+
+        What is written meanwhile may be among them or not.
+        """
+        while True:
+            start = after
+
+            def work(txn: Txn) -> list[tuple[bytes, Result]]:
+                found = islice(txn.scan(database, under, after=start), rows)  # noqa: B023
+                return [(key, take(txn, key, value)) for key, value in found]
+
+            page = self._env.read(work)
+            yield from (taken for _, taken in page)
+            if len(page) < rows:
+                return
+            after = page[-1][0]
+
+    def _change(
+        self, work: Callable[[Txn], Result], *, frees: bool = False, alone: bool = False, adds: bool = True
+    ) -> Result:
         """A transaction that changes cubes, under the quotas. Raises what `work` and `quota_guard` raise.
 
-        frees: it makes room; alone: it may take long, so no other write is to wait for its end. `work` may run again.
+        frees: it makes room; alone: it may take long, so no other write shares its transaction; adds: it may add
+        content, for which there has to be room in the quota. `work` may run again.
         """
-        guard = self.quota_guard
+        guard = self.quota_guard if adds else None
 
         def guarded(txn: Txn) -> Result:
             txn.usage_before.clear()

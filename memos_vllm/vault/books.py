@@ -61,9 +61,10 @@ def schedule(txn: Txn, old: MemCube | None, new: MemCube | None) -> None:
             txn.put("expiries", after)
 
 
-def due(txn: Txn, at: str) -> Iterator[str]:
-    """Ids of the cubes that have to expire, soonest first. at: a time in the form of `cube.now`."""
-    for key, _ in txn.scan("expiries"):
+def due(txn: Txn, at: str, after: MemCube | None = None) -> Iterator[str]:
+    """Ids of the cubes that have to expire, soonest first, those behind `after`. at: in the form of `cube.now`."""
+    start = after.header.expires.encode() + keys.cube_key(after.id) if after else b""
+    for key, _ in txn.scan("expiries", after=start):
         if key[: -keys.ID_BYTES].decode() > at:
             return
         yield key[_ID].hex()

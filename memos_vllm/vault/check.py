@@ -11,7 +11,7 @@ from pathlib import Path
 
 from memos_vllm.cube import MemCube
 from memos_vllm.errors import VaultUnavailable
-from memos_vllm.vault import adapter_files, adapters, audit, books, index, keys, registry, snapshots
+from memos_vllm.vault import adapter_files, adapters, books, chain, index, keys, registry, snapshots
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.folder import kv_files
 from memos_vllm.vault.records import Damaged, Event, KVRecord, Record, Snapshot, Uses, decode
@@ -28,9 +28,10 @@ def problems_in(txn: Txn, memory_dir: Path, tell: Tell = str) -> list[str]:
     parts: dict[str, Callable[[], Iterable[str]]] = {
         "memories": cubes.run,
         "manifest": manifest.run,
-        "adapters": lambda: [*adapters.problems(txn), *adapter_files.problems(txn, memory_dir)],
+        "adapters": lambda: adapters.problems(txn),
+        "files of adapters": lambda: adapter_files.problems(txn, memory_dir),
         "registry": lambda: registry.problems(txn),
-        "audit log": lambda: audit.problems(txn),
+        "audit log": lambda: chain.problems(lambda work: work(txn)),
         "snapshots": lambda: snapshots.problems(txn),
         "books": lambda: books.problems(txn),
         "index": lambda: index.problems(txn),

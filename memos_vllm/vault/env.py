@@ -11,8 +11,9 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import lmdb
 import lmdb.verify
@@ -88,11 +89,23 @@ class Environment:
         Raises VaultFull and VaultUnavailable; then, and when `work` raises, nothing of it is stored.
         """
         with self._writer:
-            result = self._run(lambda txn: work(Txn(txn, self._databases)), write=True, frees=frees)
+            outcome = self._run(lambda txn: self._outcome(work, Txn(txn, self._databases)), write=True, frees=frees)
             self._give_back_spare()
             if frees:
                 self._reserve.fill()
-            return result
+        return outcome()
+
+    def _outcome(self, work: Callable[[Txn], Result], txn: Txn) -> Callable[[], Result]:
+        """What a caller of `work` is to get. What it raises before it has written anything calls for no abort."""
+        try:
+            result = work(txn)
+        except lmdb.Error:
+            raise  # the transaction's, not the work's
+        except Exception as error:
+            if txn.writes:
+                raise
+            return partial(_raise, error)
+        return lambda: result
 
     def write_together(self, work: Callable[[Txn], Result]) -> Result:
         """As `write`, but in one transaction with what other threads write just now: they share the wait for the disk.
@@ -278,6 +291,10 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _pages(size: int) -> int:

@@ -49,7 +49,7 @@ class Forgetting(KVManifest):
         is the principal, the audit entry names nobody. No row can be read any more; bytes of removed rows may lie in
         free pages of the data file until it is written anew (`backup.compact`).
         """
-        report = self._change(lambda txn: _forget(txn, principal, actor), frees=True)
+        report = self._change(lambda txn: _forget(txn, principal, actor), frees=True, adds=False)
         self._bury()
         return report
 

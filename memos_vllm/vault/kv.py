@@ -62,8 +62,12 @@ class KVManifest(Opened):
         return dropped
 
     def iter_kv(self) -> list[KVRecord]:
-        """The whole manifest."""
-        return self._env.read(manifest.rows)
+        """The whole manifest; what changes while it is read may be missing."""
+
+        def row(_: Txn, key: bytes, stored: bytes) -> KVRecord:
+            return tables.decoded(stored, KVRecord, "kv", key)
+
+        return list(self._sliced("kv", row))
 
     def known_keys(self) -> frozenset[str]:
         """Every KV key of the manifest; read anew only when it has changed."""

@@ -136,7 +136,7 @@ class Adapters(KVManifest):
             record = _switch(txn, cube_id, switch, actor, action, default)
             return _held(txn, cube_id, {record.active})
 
-        return self._change(work)
+        return self._change(work, adds=False)
 
     def drop_adapter(self, cube_id: str, *, actor: str, snapshots_too: bool = False) -> None:
         """Remove an adapter with all its versions, as `delete` does with a cube. Raises NotFound."""
@@ -147,7 +147,7 @@ class Adapters(KVManifest):
             if snapshots_too:
                 snapshots.strike(txn, cube)
 
-        self._change(work, frees=True)
+        self._change(work, frees=True, adds=False)
         self._bury()
 
     def drop_adapter_version(self, cube_id: str, version: int, *, actor: str) -> None:
@@ -164,7 +164,7 @@ class Adapters(KVManifest):
             detail = {"version": version}
             audit.append(txn, actor=actor, action="adapter.remove", target=cube_id, owner=record.owner, detail=detail)
 
-        self._change(work, frees=True)
+        self._change(work, frees=True, adds=False)
         self._bury()
 
     def has_adapter_files(self, cube_id: str, version: int) -> bool:

@@ -13,7 +13,7 @@ from memos_vllm.vault import adapters, audit, books, changes, keys, states, vers
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.records import Snapshot
-from memos_vllm.vault.tables import cubes_under, decoded, events_of, held, load, newest, store
+from memos_vllm.vault.tables import cube_named, cubes_under, decoded, events_of, held, load, newest, store
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -98,11 +98,11 @@ class TimeMachine(KVManifest):
         if not moment:
             raise BadInput("Name a time.")
 
-        def work(txn: Txn) -> list[MemCube]:
-            found = (_at(txn, cube, moment) for cube in cubes_under(txn, "owners", owner))
-            return list(_within((cube for cube in found if cube is not None), namespace))
+        def then(txn: Txn, key: bytes, value: bytes) -> MemCube | None:
+            return _at(txn, cube_named(txn, key, value), moment)
 
-        return self._env.read(work)
+        found = self._sliced("owners", then, under=keys.digest(owner))
+        return list(_within((cube for cube in found if cube is not None), namespace))
 
 
 def named(txn: Txn, owner: str, name: str) -> Snapshot:

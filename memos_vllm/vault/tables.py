@@ -71,8 +71,13 @@ def cubes_under(txn: Txn, database: str, principal: str, *, after: str = "") -> 
     """Newest versions of the cubes in a principal's `owners` or `grants` rows, in id order."""
     prefix = keys.digest(principal)
     start = keys.of_principal(principal, after) if after else b""
-    for key, _ in txn.scan(database, prefix, after=start):
-        yield newest(txn, key[keys.ID_BYTES :].hex())
+    for key, value in txn.scan(database, prefix, after=start):
+        yield cube_named(txn, key, value)
+
+
+def cube_named(txn: Txn, key: bytes, _: bytes) -> MemCube:
+    """The newest version of the cube that a row of `owners` or `grants` names. Raises NotFound."""
+    return newest(txn, key[keys.ID_BYTES :].hex())
 
 
 def all_cubes(txn: Txn, after: bytes = b"") -> Iterable[MemCube]:

@@ -51,7 +51,7 @@ class Together:
         return result
 
     def _lead(self, own: "_Entry") -> None:
-        """One transaction for all who wait. Where one of them raises, the others wait for the next one."""
+        """One transaction for all who wait. Where one of them raises after it wrote, the others wait for another."""
         taken: list[_Entry] = []
 
         def work(txn: Txn) -> None:
@@ -68,7 +68,7 @@ class Together:
             self._one_by_one(taken or [own], error)
         else:
             for entry in taken:
-                entry.end()
+                entry.end(entry.error)
         finally:
             with self._lock:
                 self._waiting[:0] = [entry for entry in taken if entry is not own and not entry.done]
@@ -100,7 +100,7 @@ class Together:
         for entry in entries:
             try:
                 self._write(entry.run)
-                entry.end()
+                entry.end(entry.error)
             except _Refused as refused:
                 entry.end(refused.error)
             except MemosError as failure:
@@ -122,12 +122,15 @@ class _Entry:
         self.called = threading.Event()
 
     def run(self, txn: Txn) -> None:
+        before, self.error = txn.writes, None
         try:
             self.result = self._work(txn)
         except lmdb.Error:
             raise  # the transaction's, not the work's
         except Exception as error:
-            raise _Refused(self, error) from error
+            if txn.writes != before:
+                raise _Refused(self, error) from error
+            self.error = error
 
     def end(self, error: Exception | None = None) -> None:
         self.error = error
@@ -136,7 +139,7 @@ class _Entry:
 
 
 class _Refused(Exception):
-    """A work raised."""
+    """A work raised and left writes behind that have to be undone."""
 
     def __init__(self, entry: _Entry, error: Exception) -> None:
         super().__init__(str(error))

@@ -18,14 +18,18 @@ class Txn:
         self._databases = databases
         self.usage_before: dict[str, Usage] = {}
         """Of the owners whose usage this transaction has changed."""
+        self.writes = 0
+        """Grows with every change of a row."""
 
     def get(self, database: str, key: bytes) -> bytes | None:
         return self._txn.get(key, db=self._databases[database])
 
     def put(self, database: str, key: bytes, value: bytes = b"") -> None:
+        self.writes += 1
         self._txn.put(key, value, db=self._databases[database])
 
     def delete(self, database: str, key: bytes) -> bool:
+        self.writes += 1
         return self._txn.delete(key, db=self._databases[database])
 
     def scan(self, database: str, prefix: bytes = b"", after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
@@ -51,16 +55,19 @@ class Txn:
 
     def put_dups(self, database: str, rows: Sequence[tuple[bytes, bytes]]) -> None:
         """Add rows to a database with several values under a key; sorted rows are the fastest."""
+        self.writes += 1
         with self._txn.cursor(db=self._databases[database]) as cursor:
             cursor.putmulti(rows)
 
     def append(self, database: str, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Fill an empty database with sorted rows; its pages are left full."""
+        self.writes += 1
         with self._txn.cursor(db=self._databases[database]) as cursor:
             cursor.putmulti(rows, append=True)
 
     def delete_dup(self, database: str, key: bytes, value: bytes) -> bool:
         """Remove one of the values under a key."""
+        self.writes += 1
         return self._txn.delete(key, value, db=self._databases[database])
 
     def has_dup(self, database: str, key: bytes, value: bytes) -> bool:
@@ -85,6 +92,7 @@ class Txn:
 
     def delete_under(self, database: str, prefix: bytes) -> int:
         """Remove every row under a prefix and return how many there were."""
+        self.writes += 1
         gone = 0
         with self._txn.cursor(db=self._databases[database]) as cursor:
             while cursor.set_range(prefix) and cursor.key().startswith(prefix):
@@ -94,6 +102,7 @@ class Txn:
 
     def clear(self, database: str) -> None:
         """Remove every row."""
+        self.writes += 1
         self._txn.drop(self._databases[database], delete=False)
 
     def count(self, database: str) -> int:

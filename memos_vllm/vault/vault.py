@@ -20,15 +20,16 @@ from memos_vllm.vault import (
     tables,
     versions,
 )
-from memos_vllm.vault.audit import AuditLog
 from memos_vllm.vault.backup import Keeper
+from memos_vllm.vault.base import SLICE
+from memos_vllm.vault.chain import VerifiedLog
 from memos_vllm.vault.check import Tell, problems_in
 from memos_vllm.vault.env import Environment, Txn, acquire, release
 from memos_vllm.vault.forgetting import Forgetting
 from memos_vllm.vault.lora import Adapters
 from memos_vllm.vault.pipeline import Pipelines
 from memos_vllm.vault.provenance import Ancestor
-from memos_vllm.vault.records import Event, KVRecord, Usage
+from memos_vllm.vault.records import Event, KVRecord, Usage, Uses
 from memos_vllm.vault.registry import Registry
 from memos_vllm.vault.search import Searchable
 from memos_vllm.vault.snapshots import TimeMachine
@@ -36,6 +37,8 @@ from memos_vllm.vault.versions import UpdateOperation
 
 START_MAP_BYTES = 64 << 20
 _COUNTED = ("cubes", "versions", "events", "snapshots", "unembedded", "kv", "adapters")
+_RULES = frozenset({"priority", "namespace", "expires", "half_life_days", "sensitivity"})
+"""Header fields that say how a cube is to be treated: no quota keeps anybody from changing them."""
 
 # `Vault.list` hides the builtin from annotations in the class body.
 Ancestors = list[Ancestor]
@@ -46,7 +49,7 @@ KVRecords = list[KVRecord]
 Problems = list[str]
 
 
-class Vault(TimeMachine, Pipelines, Forgetting, Adapters, AuditLog, Registry, Searchable, Keeper):
+class Vault(TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry, Searchable, Keeper):
     """Cubes of all owners in one folder. Safe for several threads and processes; not across a fork.
 
     Every method that changes something is one transaction and on disk when it returns. All methods may raise
@@ -175,7 +178,7 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, AuditLog, Registry, Se
             changes.rewrite(txn, old, new, actor, "edit")
             return new
 
-        return self._change(work)
+        return self._change(work, adds=bool(metadata) or not fields.keys() <= _RULES)
 
     def prioritise(self, cube_id: str, priority: Priority, *, actor: str = "") -> MemCube:
         """Give a cube another priority; its K/V are pinned with it. actor: "" for its owner. Raises NotFound."""
@@ -186,7 +189,7 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, AuditLog, Registry, Se
             changes.rewrite(txn, old, new, actor or old.owner, "edit")
             return new
 
-        return self._change(work)
+        return self._change(work, adds=False)
 
     def rollback(self, cube_id: str, version: int, *, actor: str) -> MemCube:
         """Make the content of an earlier version the newest one, as a new version.
@@ -214,24 +217,30 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, AuditLog, Registry, Se
             states.check_transition(cube.header.state, state)
             return changes.transit(txn, cube, state, actor)
 
-        return self._change(work)
+        return self._change(work, adds=False)
 
     def transition_all(
-        self, cube_ids: Iterable[str], state: State, *, actor: str, only_from: Collection[State] | None = None
+        self,
+        cube_ids: Iterable[str],
+        state: State,
+        *,
+        actor: str,
+        only_if: Callable[[MemCube, Uses], bool] | None = None,
     ) -> Cubes:
         """Bring cubes into another state, in one transaction; left out are those that are gone or may not change to it.
 
-        only_from: those in other states are left out too. Returns the cubes that changed.
+        only_if: asked inside the transaction with each cube and its stored uses, and may be asked twice.
+        Returns the cubes that changed.
         """
         ids = [*dict.fromkeys(cube_ids)]
 
         def work(txn: Txn) -> Cubes:
             cubes = [cube for cube in (tables.find(txn, checked_id(cube_id)) for cube_id in ids) if cube is not None]
-            wanted = [cube for cube in cubes if only_from is None or cube.header.state in only_from]
-            ready = [cube for cube in wanted if state in states.ALLOWED[cube.header.state]]
-            return [changes.transit(txn, cube, state, actor) for cube in ready]
+            ready = [cube for cube in cubes if state in states.ALLOWED[cube.header.state]]
+            chosen = [cube for cube in ready if only_if is None or only_if(cube, tables.uses_of(txn, cube.id))]
+            return [changes.transit(txn, cube, state, actor) for cube in chosen]
 
-        return self._change(work) if ids else []
+        return self._change(work, adds=False) if ids else []
 
     def delete(self, cube_id: str, *, actor: str, snapshots: bool = False) -> KVKeys:
         """Remove a cube: texts, versions, index rows, manifest rows and KV files; an event without text stays.
@@ -261,30 +270,32 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, AuditLog, Registry, Se
         namespace: Namespace | None = None,
         states: Collection[State] | None = None,
     ) -> Cubes:
-        """Newest versions of an owner's cubes, oldest cube first; `after` is the last id of the page before."""
-        if after:
-            checked_id(after)
+        """Newest versions of an owner's cubes, oldest cube first; `after` is the last id of the page before.
+
+        Long lists are not of one moment.
+        """
+        start = keys.of_principal(owner, checked_id(after)) if after else b""
 
         def wanted(cube: MemCube) -> bool:
             return namespace in (None, cube.header.namespace) and (states is None or cube.header.state in states)
 
-        return self._env.read(
-            lambda txn: list(islice(filter(wanted, tables.cubes_under(txn, "owners", owner, after=after)), limit))
-        )
+        rows = SLICE if limit is None else max(1, min(limit, SLICE))
+        cubes = self._sliced("owners", tables.cube_named, under=keys.digest(owner), after=start, rows=rows)
+        return list(islice(filter(wanted, cubes), limit))
 
     def walk(self, *, after: str = "", limit: int) -> Cubes:
         """Newest versions of the cubes of all owners, in id order; `after` is the last id of the page before."""
         start = keys.cube_key(checked_id(after)) if after else b""
         return self._env.read(lambda txn: list(islice(tables.all_cubes(txn, start), limit)))
 
-    def due(self, at: str, *, limit: int) -> Cubes:
+    def due(self, at: str, *, limit: int, after: MemCube | None = None) -> Cubes:
         """Cubes whose time to expire has come but whose state does not say so yet, soonest first.
 
-        at: a time in the form of `cube.now`.
+        at: a time in the form of `cube.now`; after: the last cube of the page before.
         """
 
         def work(txn: Txn) -> Cubes:
-            return [tables.newest(txn, cube_id) for cube_id in islice(books.due(txn, at), limit)]
+            return [tables.newest(txn, cube_id) for cube_id in islice(books.due(txn, at, after), limit)]
 
         return self._env.read(work)
 

@@ -43,7 +43,7 @@ def hidden(package: str) -> Iterator[None]:
     """Take a loaded package out of `sys.modules` for a while.
 
     A vLLM worker that starts looks into the attributes of every loaded module (`triton_utils/dispatcher.py`, 0.32), and
-    llvmlite's, which other tests load with bm25s, have a `__dict__` that is no dict.
+    llvmlite's, which other tests may load, have a `__dict__` that is no dict.
     """
     taken = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == package}
     try:

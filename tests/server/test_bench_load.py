@@ -21,10 +21,12 @@ def test_a_small_run_reports_both_operations(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     told = [(row["arm"], row["operation"]) for row in rows]
     assert told == [
-        ("lexical", "add"), ("lexical, chatting", "add"), ("lexical", "search"), ("lexical, chatting", "search"),
+        ("lexical", "search"), ("chatting", "search"), ("lexical", "add"), ("chatting", "add"),
     ]  # fmt: skip
     assert all(float(row["success"]) == 1.0 for row in rows), rows
-    assert all((int(row["chats"]) > 0) == row["arm"].endswith("chatting") for row in rows)
+    assert all((int(row["chats"]) > 0) == (row["arm"] == "chatting") for row in rows)
+    assert [row["memories"] for row in rows[:2]] == ["60", "60"] and int(rows[3]["memories"]) > 60
+    assert all(float(row["found"]) > 0.5 for row in rows if row["operation"] == "search")
     (size,) = json.loads((out / "load.json").read_text())["sizes"]
     assert size["memories"] == 60 and size["disk"] > 0 and size["resident"] > 0
     assert (out / "load.png").stat().st_size > 10_000

@@ -201,8 +201,8 @@ def test_every_route_that_writes_is_closed_to_readers() -> None:
 
 
 def test_too_many_requests(governed: Governed) -> None:
-    answers = [governed.get("busy", "/v1/memories") for _ in range(3)]
-    refused = next(answer for answer in answers if answer.status_code == 429)
+    while (refused := governed.get("busy", "/v1/memories")).status_code == 200:
+        pass  # the first of them, or more where they take as long as the limit
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert 1 <= int(refused.headers["retry-after"]) <= 2
     time.sleep(int(refused.headers["retry-after"]))

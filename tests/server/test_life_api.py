@@ -106,6 +106,29 @@ def test_sharing_and_taking_back(client: httpx.Client, stranger: httpx.Client, o
     assert found(stranger, "door code") == []
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"expiration_date": "2020-01-01"},
+        {"expiration_date": None},
+        {"text": "The shed is open.", "expiration_date": "2020-01-01"},
+        {"metadata": {"place": "nowhere"}},
+    ],
+)
+def test_who_may_write_changes_nothing_that_the_owner_cannot_undo(
+    client: httpx.Client, stranger: httpx.Client, other: str, body: dict[str, Any]
+) -> None:
+    before = add(client, text="The shed is locked.", expires="2099-01-01", metadata={"place": "shed"})
+    memory = before["id"]
+    client.post(f"/v1/memories/{memory}/access", json={"principal": other, "rights": ["write"]})
+    for path in (f"/v1/memories/{memory}", f"/v1/memories/{memory}/"):
+        refusal(stranger.put(path, json=body), 403)
+    after = client.get(f"/v1/memories/{memory}").json()
+    names = ("memory", "version", "expires", "metadata")
+    assert {name: after[name] for name in names} == {name: before[name] for name in names}
+    assert put(stranger, memory, text="The shed is open.", metadata={"place": "yard"})["version"] == 2
+
+
 def test_a_right_to_share_passes_on_what_is_held(client: httpx.Client, stranger: httpx.Client, other: str) -> None:
     memory = add(client, text="We meet at noon.")["id"]
     path = f"/v1/memories/{memory}/access"

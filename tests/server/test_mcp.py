@@ -21,7 +21,10 @@ from mcp.client.streamable_http import streamable_http_client
 from tests.server.conftest import KEYS, Server, free_port
 
 pytestmark = pytest.mark.server
-TOOLS = {"add_memory", "search_memories", "get_memories", "update_memory", "delete_memory", "delete_all_memories"}
+TOOLS = {
+    *("add_memory", "search_memories", "get_memories", "get_memory", "update_memory"),
+    *("delete_memory", "delete_all_memories"),
+}
 
 
 def stdio(server: Server, *arguments: str, key: str | None = None) -> StdioServerParameters:
@@ -62,7 +65,7 @@ async def call(client: Client, tool: str, **arguments: Any) -> Any:
 
 
 async def session(client: Client) -> None:
-    """All six tools on an empty memory."""
+    """All tools on an empty memory."""
     tools = (await client.list_tools()).tools
     assert {tool.name for tool in tools} == TOOLS
     assert all(tool.description and tool.annotations for tool in tools)
@@ -74,6 +77,7 @@ async def session(client: Client) -> None:
     assert [(memory["id"], memory["memory"]) for memory in found] == [(tea["id"], "My favourite tea is oolong.")]
     changed = await call(client, "update_memory", memory_id=tea["id"], text="My favourite tea is sencha.")
     assert changed["memory"] == "My favourite tea is sencha."
+    assert await call(client, "get_memory", memory_id=tea["id"]) == changed
     listed = (await call(client, "get_memories", limit=10))["results"]
     assert [memory["memory"] for memory in listed] == ["My favourite tea is sencha.", "I live in Lisbon."]
     assert (await call(client, "delete_memory", memory_id=tea["id"]))["deleted"] == 1
@@ -82,7 +86,7 @@ async def session(client: Client) -> None:
     assert (await call(client, "delete_all_memories"))["deleted"] == 1
 
 
-def test_the_six_tools_over_stdio(open_api: Server, user: str) -> None:
+def test_the_tools_over_stdio(open_api: Server, user: str) -> None:
     async def run() -> None:
         async with Client(stdio(open_api, "--user", user)) as client:
             await session(client)

@@ -1,6 +1,6 @@
 """Registry and folders agree after kill -9, at any moment; nothing half written is ever served.
 
-MEMOS_KILL_ROUNDS: how often two processes are killed, and at how many moments of a fixed script (default 6).
+MEMOS_KILL_ROUNDS: how often two processes are killed, and at how many moments of a fixed script (default 2).
 """
 
 import json
@@ -20,7 +20,7 @@ from memos_vllm.vault import Vault
 from tests.unit.adapter_cases import registry_of
 from tests.unit.adapter_child import Seen, seen
 
-ROUNDS = int(os.environ.get("MEMOS_KILL_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("MEMOS_KILL_ROUNDS", "2"))
 NAMES = ("a", "b")
 ROOT = Path(__file__).resolve().parents[2]
 MANY = 10_000

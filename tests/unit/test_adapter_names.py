@@ -11,8 +11,8 @@ NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True)
 OWNERS = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=128)
 VERSIONS = st.none() | st.integers(1, 999_999_999)
 
-# On a busy machine a first call may take longer than hypothesis allows for one.
-relaxed = settings(deadline=None)
+# On a busy machine a call may take longer than hypothesis allows for one.
+relaxed = settings(deadline=None, max_examples=50)
 
 
 @given(st.just("") | OWNERS, NAMES, VERSIONS)

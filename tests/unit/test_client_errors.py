@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from memos_vllm import errors
-from memos_vllm.client import ApiError, MemosClient
+from memos_vllm.client import ApiError, MemosClient, calls
 from memos_vllm.client.errors import CLASSES, error_of
 
 REFUSAL = b'{"error": {"message": "No.", "type": "permission_error", "param": null, "code": 403}}'
@@ -24,6 +24,26 @@ def test_each_status_has_its_class(status: int) -> None:
     assert type(error) is CLASSES[status]
     assert (str(error), error.status_code, error.kind) == ("No.", status, "permission_error")
     assert error.status == status, "the server's own class of that status"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: calls.add("My favourite tea is oolong.", access="tom"),
+        lambda: calls.add("My favourite tea is oolong.", tags="tea"),
+        lambda: calls.add("My favourite tea is oolong.", sensitivity="health"),
+        lambda: calls.search("tea", types="fact"),
+        lambda: calls.search("tea", tags="tea"),
+        lambda: calls.search("tea", using="lexical"),
+        lambda: calls.edit("id", tags="tea"),
+        lambda: calls.edit("id", sensitivity="health"),
+        lambda: calls.delete_many("id"),
+        lambda: calls.share("id", "tom", "read"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_text_is_not_taken_for_its_letters(call: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match="give a list"):
+        call()
 
 
 @pytest.mark.parametrize(

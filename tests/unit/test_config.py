@@ -72,6 +72,7 @@ def test_sizes_in_bytes() -> None:
         ("--memory-kv-ram-gib", "nan"),
         ("--memory-max-gib", "4GB"),
         ("--memory-dir", " "),
+        ("--memory-dir", "~no-such-user/memory"),
     ],
 )
 def test_a_bad_value_names_flag_and_value(option: str, value: str) -> None:

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from memos_vllm.cube import Header, MemCube, State
-from memos_vllm.errors import Conflict
+from memos_vllm.errors import Conflict, QuotaExceeded, VaultUnavailable
 from memos_vllm.retrieval import MemOperator
 from memos_vllm.scheduler.clock import DAY, stamp_of
 from memos_vllm.scheduler.lifecycle import ACTOR, CHANGES, FAINT, PAGE, Lifecycle, strength
 from memos_vllm.scheduler.recall import recall
-from memos_vllm.vault import Uses, Vault
+from memos_vllm.vault import Usage, Uses, Vault, changes
+from memos_vllm.vault.env import Txn
 from memos_vllm.vault.states import ALLOWED, HOT
 from tests.unit.vault_cases import add, kv_for, texts
 
@@ -129,6 +130,67 @@ def test_what_is_used_or_pinned_while_a_sweep_rests_is_not_archived(vault: Vault
         vault.delete(cube.id, actor="maya")
     assert sum(step.archived for step in steps) == len(idle)
     assert {state(vault, cube) for cube in idle} == {"archived"}
+
+
+def test_an_owner_at_their_quota_keeps_nobody_from_expiring(vault: Vault) -> None:
+    now = time.time()
+
+    def due_soon(text: str, owner: str) -> MemCube:
+        return MemCube.plaintext(text, owner=owner, expires=stamp_of(now + DAY))
+
+    vault.add([due_soon(f"tea {n}", "eve") for n in range(CHANGES)], actor="eve")
+    (other,) = vault.add([due_soon("milk", "bo")], actor="bo")
+
+    def guard(owner: str, _before: Usage, _after: Usage) -> None:
+        if owner == "eve":
+            raise QuotaExceeded("full", owner)
+
+    vault.quota_guard = guard
+    assert sum(step.expired for step in Lifecycle(vault).expire(now + 2 * DAY)) == CHANGES + 1
+    assert state(vault, other) == "expired"
+    (idle,) = add(vault, "coffee", owner="bo")
+    assert sum(step.archived for step in Lifecycle(vault, half_life_days=1.0).fade(now + 9 * DAY)) == 1
+    vault.quota_guard = lambda *_: guard("eve", Usage(), Usage())
+    assert Lifecycle(vault).activate([idle.id]) == 1
+    vault.edit(idle.id, actor="bo", sensitivity=["health"], expires="2999-01-01")
+    vault.prioritise(idle.id, "pinned")
+    with pytest.raises(QuotaExceeded):
+        vault.edit(idle.id, actor="bo", tags=["long"])
+
+
+def test_cubes_that_cannot_expire_keep_nobody_else_waiting(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = time.time()
+    cubes = [MemCube.plaintext(f"tea {n}", owner="maya", expires=stamp_of(now + n)) for n in range(1, 2 * CHANGES)]
+    vault.add(cubes, actor="maya")
+    refused = {cube.id for cube in cubes[:CHANGES]}
+    transit = changes.transit
+
+    def failing(txn: Txn, cube: MemCube, state: State, actor: str) -> MemCube:
+        if cube.id in refused:
+            raise VaultUnavailable("damaged")
+        return transit(txn, cube, state, actor)
+
+    monkeypatch.setattr(changes, "transit", failing)
+    assert sum(step.expired for step in Lifecycle(vault).expire(now + DAY)) == CHANGES - 1
+    assert caplog.text.count("damaged") == CHANGES
+
+
+def test_what_its_owner_prolongs_at_the_last_moment_does_not_expire(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    (cube,) = vault.add([MemCube.plaintext("tea", owner="maya", expires=stamp_of(now + 1))], actor="maya")
+    change = vault.transition_all
+
+    def late(*args: Any, **options: Any) -> list[MemCube]:
+        vault.edit(cube.id, actor="maya", expires="")
+        return change(*args, **options)
+
+    monkeypatch.setattr(vault, "transition_all", late)
+    assert sum(step.expired for step in Lifecycle(vault).expire(now + DAY)) == 0
+    assert state(vault, cube) == "generated"
 
 
 def test_what_the_lifecycle_did_is_in_the_audit_log(vault: Vault) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from memos_vllm.cube import MemCube
-from memos_vllm.errors import NotFound, VaultFull
-from memos_vllm.vault import Vault
+from memos_vllm.cube import MemCube, now
+from memos_vllm.errors import Conflict, NotFound, VaultFull
+from memos_vllm.vault import LogQuery, Vault
+from memos_vllm.vault.base import Opened
+from memos_vllm.vault.env import Txn
 from tests.unit.vault_cases import TINY_MAP, add
 
 
@@ -48,6 +50,45 @@ def test_the_map_grows_under_readers_and_writers(path: Path) -> None:
         for work in writers + readers:
             work.result()
         assert len(vault.list("maya")) == 80 and vault.check() == []
+
+
+def test_a_write_that_is_refused_waits_for_no_reader(path: Path) -> None:
+    """Nor does what comes after it."""
+    with Vault.open(path) as vault:
+        (cube,) = add(vault, "tea")
+        reading, refused = threading.Event(), threading.Event()
+
+        def long_read(_: Txn) -> bool:
+            reading.set()
+            return refused.wait(5)
+
+        reader = ThreadPoolExecutor(1).submit(vault.read, long_read)
+        assert reading.wait(5)
+        with pytest.raises(Conflict):
+            vault.update(cube.id, "milk", actor="maya", expect=7)
+        with pytest.raises(NotFound):
+            vault.delete("0" * 32, actor="maya")
+        assert vault.get(cube.id).text == "tea"
+        refused.set()
+        assert reader.result(), "a write waited for the reader"
+
+
+def test_long_reads_let_others_in_between(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of their transactions sees a few rows, and together they see the same as one."""
+    with Vault.open(path) as vault:
+        cubes = add(vault, *(f"tea {n}" for n in range(7)))
+        vault.transition(cubes[2].id, "archived", actor="bo")
+        whole = vault.list("maya"), vault.as_of("maya", now()), vault.log()
+        for module in ("base", "audit", "chain", "vault"):
+            monkeypatch.setattr(f"memos_vllm.vault.{module}.SLICE", 2)
+        monkeypatch.setattr(Opened._sliced, "__kwdefaults__", {"under": b"", "after": b"", "rows": 2})
+        assert (vault.list("maya"), vault.as_of("maya", now()), vault.log()) == whole
+        assert vault.list("maya", states={"archived"}) == [vault.get(cubes[2].id)]
+        assert vault.list("maya", after=cubes[2].id, limit=3) == cubes[3:6]
+        assert vault.log(LogQuery(actor="bo")) == whole[2][-1:]
+        assert vault.log(LogQuery(newest_first=True, limit=5)) == whole[2][:-6:-1]
+        assert vault.log(LogQuery(owner="maya", limit=3, after=1)) == whole[2][1:4]
+        assert vault.verify_log() == [] == vault.verify_log(vault.log_head())
 
 
 def filled(vault: Vault) -> tuple[list[MemCube], str]:

@@ -9,7 +9,7 @@ import pytest
 
 from memos_vllm.cube import MemCube, State, now
 from memos_vllm.errors import BadInput, Conflict, NotFound
-from memos_vllm.vault import Vault
+from memos_vllm.vault import Uses, Vault
 from memos_vllm.vault.states import ALLOWED, HOT, check_transition
 from tests.unit.vault_cases import add, kv_for, texts
 
@@ -61,7 +61,11 @@ def test_many_at_once(vault: Vault) -> None:
     vault.transition(rain.id, "expired", actor="maya")
     vault.delete(gone.id, actor="maya")
     ids = [gone.id, rain.id, milk.id, tea.id, tea.id]
-    assert texts(vault.transition_all(ids, "activated", actor="x", only_from=HOT)) == ["tea"]
+
+    def is_hot(cube: MemCube, uses: Uses) -> bool:
+        return cube.header.state in HOT and uses == Uses()
+
+    assert texts(vault.transition_all(ids, "activated", actor="x", only_if=is_hot)) == ["tea"]
     assert texts(vault.transition_all(ids, "archived", actor="x")) == ["milk", "tea"]
     assert vault.transition_all([], "archived", actor="x") == []
     assert texts(vault.list("maya", states=ASLEEP)) == ["tea", "milk"]
@@ -108,7 +112,8 @@ def test_cubes_fall_due_in_order(vault: Vault) -> None:
     cubes = vault.add([MemCube.plaintext(date or "none", owner="maya", expires=date) for date in dates], actor="maya")
     due = ["2025-01-01", "2025-01-01T10:00:00Z", "2025-03-01"]
     assert texts(vault.due(now(), limit=9)) == due
-    assert texts(vault.due(now(), limit=1)) == due[:1]
+    first = vault.due(now(), limit=1)
+    assert texts(first) == due[:1] and texts(vault.due(now(), limit=9, after=first[0])) == due[1:]
     vault.edit(cubes[4].id, actor="maya", expires="")
     vault.transition(cubes[1].id, "expired", actor="maya")
     vault.edit(cubes[3].id, actor="maya", expires="2025-02-01")

@@ -96,6 +96,20 @@ def test_one_that_fails_leaves_the_others_alone(vault: Vault) -> None:
     assert [entry.action for entry in vault.log()][-3:] == ["update", "add", "update"]
 
 
+def test_refused_writes_share_the_commit_of_the_others(vault: Vault) -> None:
+    (cube,) = add(vault, "a")
+    before, called = commits(vault), []
+
+    def text(n: int) -> Any:
+        called.append(n)
+        return add(vault, f"text {n}") if n % 2 else vault.update(cube.id, "b", actor="maya", expect=9)
+
+    with waiting(vault, [partial(text, n) for n in range(8)]) as outcomes:
+        pass
+    assert commits(vault) == before + 1 and called == [*range(8)]
+    assert [isinstance(outcome, Conflict) for outcome in outcomes] == [True, False] * 4
+
+
 def test_quotas_count_one_write_after_the_other(vault: Vault) -> None:
     def guard(_owner: str, _before: Usage, after: Usage) -> None:
         if after.cubes > 2:

@@ -1,8 +1,6 @@
 """The contract of embedders, and how a search uses one."""
 
 import logging
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,9 +11,6 @@ from memos_vllm.vault.lookup import Floats
 from memos_vllm.vault.vectors import embedder_digest
 
 log = logging.getLogger(__name__)
-
-MAX_KEPT = 256
-"""Queries whose vectors are kept: one question is often searched, planned and answered."""
 
 
 class Embedder(Protocol):
@@ -34,31 +29,24 @@ class Embedder(Protocol):
 
 
 class QueryEmbedder:
-    """The embedder as a search uses it: where it fails, words alone decide, and the log says so."""
+    """The embedder as a search uses it: where it fails, words alone decide, and the log says so.
+
+    It remembers no question: how long a search takes would tell one tenant what another asked.
+    """
 
     def __init__(self, embedder: Embedder) -> None:
         self.digest = embedder_digest(embedder.name)
         self._embedder = embedder
-        self._kept: OrderedDict[str, Floats] = OrderedDict()
-        self._lock = threading.Lock()
 
     def embed_query(self, query: str) -> Floats | None:
         """float32 `[dimensions]`, None for a blank query or when the embedder fails."""
         if not query.strip():
             return None
-        with self._lock:
-            kept = self._kept.get(query)
-        if kept is not None:
-            return kept
         try:
             vector: Floats = self._embedder.embed([query], query=True)[0]
         except EmbedderUnavailable as error:
             log.warning("searching by words alone: %s", error)
             return None
-        with self._lock:
-            self._kept[query] = vector
-            while len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
         return vector
 
 

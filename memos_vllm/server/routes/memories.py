@@ -78,7 +78,8 @@ def add_memories(body: AddRequest, service: Service, user: User) -> Memories:
     """Remember a text, or each user message, word for word; with `infer`, what the server's reader finds in them.
 
     All of it is stored, or none. What the reader finds and knows already comes back with the event NONE, what it
-    corrects with UPDATE.
+    corrects with UPDATE: both take the request's tags, sensitivity and access on top of their own, and what is
+    corrected takes its expiry. Namespace and priority are those of new memories.
     """
     kept = body.kept()
     if not kept:
@@ -184,7 +185,8 @@ def _in_scope(
 @router.post("/memories/search", response_model=Memories, **NO_NONE)
 @router.post("/search", response_model=Memories, include_in_schema=False, **NO_NONE)
 def search_memories(body: SearchRequest, service: Service, user: User) -> Memories:
-    """The memories that fit the query best, among all that the user may read.
+    """The memories that fit the query best, among all that the user may read. Where none fits, the latest ones come
+    back, with score 0; a `threshold` above 0 leaves them out.
 
     With `archived` it looks among the user's own archived memories instead; none comes back by being found.
     """
@@ -216,13 +218,17 @@ def get_memory(memory_id: MemoryId, service: Service, user: User, user_id: UserI
 def update_memory(
     memory_id: MemoryId, body: UpdateRequest, service: Service, user: User, user_id: UserId = None
 ) -> Memory:
-    """Change a memory's text: a new version with the same id. Without a text, its metadata or expiry alone."""
+    """Change a memory's text: a new version with the same id.
+
+    Its expiry, and metadata without a text, change without a new version: that is for its owner.
+    """
     text, expires = body.new_text(), body.expiry()
     if text is None and body.metadata is None and expires is None:
         raise BadInput("There is nothing new: send a text, metadata or an expiry.")
     happened = timestamp(body.time() or "", "happened") or None
     expires = None if expires is None else timestamp(expires, "expires")
-    cube = writable(service, user, memory_id)
+    in_place = expires is not None or text is None
+    cube = (owned if in_place else writable)(service, user, memory_id)
     if text is not None:
         cube = service.update(
             memory_id,
@@ -236,7 +242,7 @@ def update_memory(
                 happened=happened,
             ),
         )
-    if expires is not None or text is None:
+    if in_place:
         metadata, expect = (body.metadata, body.expect) if text is None else (None, None)
         cube = service.vault.edit(memory_id, actor=user, expires=expires, metadata=metadata, expect=expect)
     return shown(service, cube, user, event="UPDATE")
