@@ -1,7 +1,7 @@
 """Users' adapters on one server: whose answers, which version, and that nothing one user does reaches another.
 
-The server has room for two adapters in the engine and for the copies of one or two, so that both are evicted all the
-time. `plain-N` are the same weights as vLLM's own modules: what each adapter has to answer.
+The server has two API servers, and room for two adapters in the engine and for the copies of one or two, so that both
+are evicted all the time. `plain-N` are the same weights as vLLM's own modules: what each adapter has to answer.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tests.server.test_activation_http import metric, wait
 pytestmark = pytest.mark.server
 
 SEEDS = (1, 2, 3)
+CONNECTIONS = 10
 COPIES_GIB = "0.0002"
 """Two copies."""
 
@@ -42,12 +43,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("adapters")
     plain = [f"plain-{seed}={write(folder / f'plain-{seed}', adapter(seed))}" for seed in SEEDS]
     flags = (
-        *("--memory-adapters", "auto", "--memory-adapter-gib", COPIES_GIB),
+        *("--api-server-count", "2", "--memory-adapters", "auto", "--memory-adapter-gib", COPIES_GIB),
         *("--max-loras", "2", "--max-cpu-loras", "2", "--max-lora-rank", "8", "--lora-modules", *plain),
         *("--memory-keys", str(key_file(folder)), "--memory-promote", "all"),
     )
-    # vLLM asks resolvers and opens its own load routes only so.
-    with running_server(folder, *flags, environ={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}) as server:
+    with running_server(folder, *flags) as server:
         yield server
 
 
@@ -215,6 +215,24 @@ def test_a_stream_ends_as_the_version_it_began_with(maya: httpx.Client, expected
     inactive = chat(maya, "style")
     assert inactive.status_code == 409 and "style" in error_of(inactive)
     assert models_of(maya) == PLAIN and ids_of(chat(maya, MODEL_NAME)) == expected(0)
+
+
+def test_what_one_api_server_does_holds_for_the_other(
+    server: Server, maya: httpx.Client, expected: Callable[..., list[int]]
+) -> None:
+    """The kernel spreads connections over them."""
+    add(maya, "style", 1)
+    for seed in (1, 2):
+        assert [ids_of(answer) for answer in over_new_connections(server)] == [expected(seed)] * CONNECTIONS
+        add(maya, "style", 2)
+    maya.delete("/v1/adapters/style").raise_for_status()
+    assert {answer.status_code for answer in over_new_connections(server)} == {404}
+
+
+def over_new_connections(server: Server) -> Iterator[httpx.Response]:
+    for _ in range(CONNECTIONS):
+        with server.http(authorization=f"Bearer {KEYS['maya']}") as client:
+            yield chat(client, "style")
 
 
 def test_kv_of_memories_are_those_of_the_version(maya: httpx.Client) -> None:
