@@ -30,9 +30,12 @@ OPEN_PATHS = frozenset(
 MEMORY_PATHS = frozenset(("/v1/chat/completions", "/v1/messages", "/v1/responses", "/invocations"))
 """Routes whose prompts carry memories."""
 
+GENERATING_PATHS = MEMORY_PATHS | {"/v1/completions", "/v1/chat/completions/batch", "/inference/v1/generate"}
+"""Routes that a model answers."""
+
 SEARCH_PATHS = frozenset(("/v1/memories/search", "/v1/search"))
 
-OUR_PREFIXES = ("/v1/memories", "/v1/search", "/v1/snapshots", "/v1/pipelines", "/v1/audit", "/v1/me")
+OUR_PREFIXES = ("/v1/memories", "/v1/search", "/v1/snapshots", "/v1/pipelines", "/v1/audit", "/v1/me", "/v1/adapters")
 READING = frozenset(("search", "plan", "verify"))
 """Last parts of our paths whose POST changes nothing."""
 
@@ -49,6 +52,9 @@ WEIGHT_PATHS = frozenset(
 `/sleep`, `/wake_up` and `/reset_prefix_cache` leave the weights alone, and K/V of memories lie outside of what they
 clear.
 """
+
+LOADING_PATHS = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters"))
+"""Routes of vLLM that load any folder of this machine into the engine, for everybody."""
 
 MAX_HELD = 16
 """Messages of an answer that may wait for the engine's report."""
@@ -82,6 +88,7 @@ class MemoryMiddleware:
             _refuse_new_weights(service, path_of(scope))
             body, receive = await _buffered(scope, headers, receive)
             memory = await open_memory(service, scope, headers, body, bearer)
+            seat = None if service.door is None else await service.door.open(memory)
         except MemosError as error:
             if isinstance(error, Forbidden):
                 service.trail.note(bearer.user, "refuse")
@@ -89,9 +96,11 @@ class MemoryMiddleware:
             return
         token = current_memory.set(memory)
         try:
-            await self._app(scope, receive, HeldSend(memory, send) if memory.wanted else send)
+            await self._app(scope, receive, HeldSend(memory, send) if memory.tells else send)
         finally:
             current_memory.reset(token)
+            if service.door is not None and seat is not None:
+                service.door.close(seat)
 
 
 class HeldSend:
@@ -153,6 +162,8 @@ async def open_memory(
         caller=caller,
         mode=mode,
         carries_memory=carries,
+        generates=path in GENERATING_PATHS,
+        model=_model(path, headers, fields),
         repair=repair,
         policy=policy,
         named=await to_thread.run_sync(_named, service, caller, named) if caller and named else None,
@@ -182,6 +193,12 @@ def _mode(headers: Headers, fields: Mapping[str, Any], default: Mode) -> Mode:
     return cast(Mode, mode)
 
 
+def _model(path: str, headers: Headers, fields: Mapping[str, Any]) -> str | None:
+    """What vLLM will take for the request's model: `/invocations` has it in a header, and not in the body."""
+    model = headers.get("x-amzn-sagemaker-adapter-identifier") if path == "/invocations" else fields.get("model")
+    return model if isinstance(model, str) else None
+
+
 def _conversation(headers: Headers, fields: Mapping[str, Any]) -> str:
     """What the request calls its conversation: header, then the body's `memory.run_id`. Raises BadInput."""
     options = fields.get("memory")
@@ -209,7 +226,9 @@ def writes_memory(method: str, path: str) -> bool:
 
 
 def _refuse_new_weights(service: MemoryService, path: str) -> None:
-    """Raises Conflict."""
+    """Raises Forbidden and Conflict."""
+    if path.startswith("/adapters/") or path in LOADING_PATHS:
+        raise Forbidden("Adapters of this server are added, activated and removed under /v1/adapters.")
     if service.splicer is not None and path in WEIGHT_PATHS:
         raise Conflict(
             f"{path} could change the weights that K/V of memories were made with: start with --memory-splice off, "

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memos_vllm.cube import MemCube, Plaintext, State, is_id
 from memos_vllm.errors import BadInput, MemosError, NotFound
@@ -15,6 +15,8 @@ from memos_vllm.governance.directory import Directory
 from memos_vllm.governance.identity import Caller
 from memos_vllm.governance.quota import RateLimiter
 from memos_vllm.governance.ring import KeyRing
+from memos_vllm.parameter.job import Jobs
+from memos_vllm.parameter.registry import AdapterRegistry
 from memos_vllm.reader import call_of
 from memos_vllm.retrieval.base import Hit, Operator
 from memos_vllm.scheduler.form import Shape, plain_form
@@ -42,6 +44,10 @@ from memos_vllm.vault import ForgetReport, Restored, Vault
 from memos_vllm.vault.pipeline import AddStep, DeleteStep, MergeStep, Permit, Step
 from memos_vllm.vault.states import HOT
 
+if TYPE_CHECKING:
+    from memos_vllm.server.adapter_door import AdapterDoor
+    from memos_vllm.server.adapters import AdapterDesk
+
 logger = logging.getLogger(__name__)
 
 MAX_RECALLED = 1000
@@ -53,7 +59,8 @@ class MemoryService:
     """Vault, identity, search, prompts and (where splicing is on) the splicer. Its methods block: call them in threads.
 
     `secret` keys cache salts and splice plans; the engine and every API server of one start share it. `mode`: what a
-    chat does with memory where its request does not say.
+    chat does with memory where its request does not say. `desk` and `door`: where adapters are
+    served; `jobs`: where they are made, for `model`, as vLLM was given it.
     """
 
     vault: Vault
@@ -66,9 +73,14 @@ class MemoryService:
     secret: bytes
     uses: UseBook
     cutter: PieceCutter
+    adapters: AdapterRegistry
+    jobs: Jobs
+    model: str
     splicer: Splicer | None = None
     scaffold: str | None = None
     mode: Mode = "read"
+    desk: AdapterDesk | None = None
+    door: AdapterDoor | None = None
     trail: AccessTrail = field(init=False)
     turns: Turns = field(default_factory=Turns)
     writer: MemoryWriter = field(init=False)
@@ -253,7 +265,8 @@ class MemoryService:
         """
         if self.splicer is None or self.scaffold is None:
             return
-        fitting = [cube for cube in cubes if len(self.tokens(cube)) <= self.scheduler.token_budget]
+        texts = [cube for cube in cubes if isinstance(cube.payload, Plaintext)]
+        fitting = [cube for cube in texts if len(self.tokens(cube)) <= self.scheduler.token_budget]
         memory_ids = [self.tokens(cube) for cube in fitting]
         self.splicer.capture(fitting, self.prompts.scaffold_ids(self.scaffold), memory_ids)
 
@@ -308,6 +321,7 @@ class MemoryService:
 
     def forget_user(self, user: str) -> tuple[ForgetReport, dict[str, int]]:
         """Delete everything about a user, and count what still tells of them: nothing. Raises MemosError."""
+        self.jobs.forget(user)
         with self.trail.forgetting(user):
             report = self.vault.forget(user, actor=user)
         self._forget(report.kv_keys, "deleted", user)
