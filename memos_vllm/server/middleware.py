@@ -22,6 +22,7 @@ from memos_vllm.governance.identity import NOBODY, Bearer, Caller, caller_of
 from memos_vllm.scheduler.policies import policy_named
 from memos_vllm.server.errors import error_response
 from memos_vllm.server.injection import Mode, RequestMemory, current_memory
+from memos_vllm.server.mem0_door import FILTERED, user_in
 from memos_vllm.server.service import MemoryService
 
 OPEN_PATHS = frozenset(
@@ -29,8 +30,6 @@ OPEN_PATHS = frozenset(
 )
 MEMORY_PATHS = frozenset(("/v1/chat/completions", "/v1/messages", "/v1/responses", "/invocations"))
 """Routes whose prompts carry memories."""
-
-SEARCH_PATHS = frozenset(("/v1/memories/search", "/v1/search"))
 
 OUR_PREFIXES = ("/v1/memories", "/v1/search", "/v1/snapshots", "/v1/pipelines", "/v1/audit", "/v1/me")
 READING = frozenset(("search", "plan", "verify"))
@@ -244,8 +243,7 @@ def _header_user(headers: Headers) -> str | None:
 
 def _claimed_user(path: str, query: QueryParams, fields: Mapping[str, Any]) -> str | None:
     """The user that query or body name: `user_id`, then mem0's filter, then `user`."""
-    filters = fields.get("filters")
-    filtered = filters.get("user_id") if path in SEARCH_PATHS and isinstance(filters, dict) else None
+    filtered = user_in(fields.get("filters")) if FILTERED.fullmatch(path) else None
     claims = (fields.get("user_id"), query.get("user_id"), filtered, fields.get("user"))
     claim = next((claim for claim in claims if claim not in (None, "")), None)
     if claim is not None and not isinstance(claim, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,16 @@ def test_strangers_get_nowhere(keyed_api: Server) -> None:
     with keyed_api.http() as stranger:
         for path in ("/v3/memories/add/", "/v3/memories/search/", "/v2/memories/"):
             refusal(stranger.post(path, json={"text": "x", "query": "x", "user_id": "maya"}), 401)
+
+
+def test_a_strangers_body_is_not_even_read(keyed_api: Server) -> None:
+    """The answer comes while most of the body is still to be sent."""
+    address = keyed_api.url.removeprefix("http://").split(":")
+    for path in ("/v2/memories/", "/v3/memories/add/", "/v1/memories"):
+        with socket.create_connection((address[0], int(address[1])), timeout=10) as stranger:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9000000\r\n\r\n"
+            stranger.sendall(head.encode() + b'{"text"')
+            assert stranger.recv(12) == b"HTTP/1.1 401"
 
 
 def test_vllms_own_key_does_not_leave_v3_open(tmp_path: Path) -> None:

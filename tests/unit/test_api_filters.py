@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from memos_vllm.cube import MemCube
 from memos_vllm.errors import BadInput
 from memos_vllm.retrieval.base import TimeWindow
+from memos_vllm.server.mem0_door import user_in
 from memos_vllm.server.routes.cursors import cursor_of, seq_of
-from memos_vllm.server.routes.filters import query_of, user_in
+from memos_vllm.server.routes.filters import query_of
 from memos_vllm.server.schemas import SearchRequest
 
 SECRET = bytes(range(32))
@@ -80,6 +81,7 @@ def test_filters_nest_only_so_deep() -> None:
     [
         ({"user_id": "maya"}, "maya"),
         ({"AND": [{"kind": "fact"}, {"AND": [{"user_id": "maya"}]}]}, "maya"),
+        ({"and": [{"user_id": "maya"}]}, "maya"),
         ({"OR": [{"user_id": "maya"}]}, None),
         ({"user_id": "*"}, None),
         ({"user_id": 7}, None),

@@ -14,9 +14,9 @@ from typing import Any
 from memos_vllm.cube import MemCube, SemanticType, timestamp
 from memos_vllm.errors import BadInput
 from memos_vllm.retrieval.base import TimeWindow, checked_filters, matches
+from memos_vllm.server.mem0_door import MAX_DEPTH
 from memos_vllm.server.schemas import SearchRequest
 
-MAX_DEPTH = 8
 _RANGES = ("gte", "gt", "lte", "lt")
 _TIMES = ("created_at", "happened", "timestamp")
 
@@ -76,17 +76,6 @@ def query_of(body: SearchRequest) -> Wanted:
         if (value := getattr(body, name)) is not None:
             wanted.require(name, value)
     return wanted
-
-
-def user_in(filters: Any, depth: int = 0) -> str | None:
-    """The user that filters name, on any level of `AND`; None where they name none, or any."""
-    if not isinstance(filters, Mapping) or depth > MAX_DEPTH:
-        return None
-    if isinstance(user := filters.get("user_id"), str) and user != "*":
-        return user
-    inner = filters.get("AND")
-    found = (user_in(item, depth + 1) for item in inner) if isinstance(inner, list) else iter(())
-    return next((user for user in found if user is not None), None)
 
 
 def _conditions(filters: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,7 @@
 """The paths of mem0's hosted API, which end in a slash and carry its version. A mem0 client that is given this server's
 address works unchanged, with a key that belongs to a user (`mem0ai` 0.1 to 2.2 read).
 
-Out of OpenAPI: these are other names of what stands there. `Mem0Door` lifts the user out of their filters before the
-identity check.
+Out of OpenAPI: these are other names of what stands there. The identity check finds the user in their filters too.
 """
 
 from __future__ import annotations
