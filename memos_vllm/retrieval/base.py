@@ -14,6 +14,9 @@ SIGNALS = ("lexical", "dense", "neighbours", "hints")
 """What a search goes by: words; meaning, where there is an embedder; what the turns around a turn tell; and hints: a
 speaker or a month that the question names, texts that ask or are short."""
 
+MAX_BITS = 64
+"""Of an integer in metadata."""
+
 Scored = list[tuple[int, int, float]]
 """`[start, end)` characters of a text with a score above 0; scores of one query compare."""
 
@@ -86,10 +89,13 @@ def matches(cube: MemCube, filters: Mapping[str, Any]) -> bool:
 
 
 def checked_filters(filters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The filters themselves. Raises BadInput where one is no value or list of values."""
+    """The filters themselves. Raises BadInput where one is no value or list of values, or one that no memory can have."""
     for name, wanted in filters.items():
-        if any(isinstance(option, Mapping | list | tuple) for option in options_of(wanted)):
+        options = options_of(wanted)
+        if any(isinstance(option, Mapping | list | tuple) for option in options):
             raise BadInput(f"The filter {name!r} must be a value or a list of values.")
+        if any(isinstance(option, int) and option.bit_length() > MAX_BITS for option in options):
+            raise BadInput(f"The filter {name!r} asks for a number of more than {MAX_BITS} bits.")
     return filters
 
 

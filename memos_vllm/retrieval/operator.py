@@ -95,8 +95,8 @@ class MemOperator:
         present = [name for name in SIGNALS if name != "dense" or self._embedder]
         wanted = frozenset(present if using is None else using)
         if not wanted <= set(present):
-            names = ", ".join(sorted(wanted - set(present)))
-            raise BadInput(f"This server does not search by {names[:200]}; it has {', '.join(present)}.")
+            names = ", ".join(sorted(wanted - set(present)))[:200]
+            raise BadInput(f"This server does not search by {names!r}; it has {', '.join(present)}.")
         return wanted
 
     def _asked(self, query: str, signals: Collection[str]) -> Asked:

@@ -30,6 +30,8 @@ NOTHING = bytes(32)
 MAX_DETAIL_CHARS = 128
 _HASH_BYTES = 32
 _NAME_BYTES = 16
+_MAX_DIGITS = 18
+"""Of an entry's number: more may not fit its eight bytes."""
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -375,7 +377,7 @@ def _anchored(txn: Txn, anchor: str) -> Iterator[str]:
     if not anchor:
         return
     number, _, digest = anchor.partition(":")
-    if not (number.isascii() and number.isdigit() and len(digest) == 2 * _HASH_BYTES):
+    if not (number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS and len(digest) == 2 * _HASH_BYTES):
         raise BadInput("An anchor of the audit log is `seq:hash`, as `memos-vllm vault log --head` prints it.")
     stored = txn.get("audit", _number(int(number))) if int(number) else NOTHING
     if stored is None or stored[:_HASH_BYTES].hex() != digest:

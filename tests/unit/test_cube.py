@@ -150,6 +150,7 @@ def test_times_have_one_form_which_sorts() -> None:
     assert timestamp("2025-04-10T14:00:00+02:00", "created") == "2025-04-10T12:00:00.000000Z"
     assert timestamp("2025-04-10T12:00:00", "created") == "2025-04-10T12:00:00.000000Z"
     assert timestamp(now(), "created") <= now()
+    assert timestamp("0068-01-01T00:00:00", "created") == "0068-01-01T00:00:00.000000Z"
 
 
 def test_expiry() -> None:

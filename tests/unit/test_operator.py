@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from memos_vllm.cube import Header, MemCube, Parameter, completed
+from memos_vllm.cube import Header, MemCube, Parameter, Plaintext, completed
 from memos_vllm.errors import BadInput
 from memos_vllm.retrieval import MemOperator, TimeWindow
 from memos_vllm.vault import Vault
@@ -244,3 +244,19 @@ def test_nothing_is_printed(vault: Vault, capfd: pytest.CaptureFixture[str]) -> 
     add(vault, *(f"tea {n}" for n in range(50)))
     assert texts(MemOperator(vault), "tea", top_k=1)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_happened_long_ago_is_kept_and_found(vault: Vault) -> None:
+    header = Header(owner="maya", happened="0068-06-09T12:00:00", expires="2999-01-01")
+    vault.add([completed(MemCube(header, Plaintext("Nero died.")))], actor="maya")
+    (hit,) = MemOperator(vault).search("maya", "Nero", top_k=1, window=TimeWindow("0060-01-01", "0070-01-01T00:00:00"))
+    assert hit.cube.header.happened == "0068-06-09T12:00:00.000000Z"
+
+
+def test_what_no_search_can_mean_is_refused(vault: Vault) -> None:
+    add(vault, "Tea.")
+    for options in ({"filters": {"n": 10**400}}, {"filters": {"n": [1, -(1 << 64)]}}, {"using": ["\ud800"]}):
+        with pytest.raises(BadInput) as refusal:
+            MemOperator(vault).search("maya", "tea", top_k=1, **options)  # type: ignore[arg-type]
+        str(refusal.value).encode()
+    assert MemOperator(vault).search("maya", "tea", top_k=1, filters={"n": (1 << 64) - 1}) == []
