@@ -32,8 +32,8 @@ MEMORY_PATHS = frozenset(("/v1/chat/completions", "/v1/messages", "/v1/responses
 """Routes whose prompts carry memories."""
 
 OUR_PREFIXES = ("/v1/memories", "/v1/search", "/v1/snapshots", "/v1/pipelines", "/v1/audit", "/v1/me")
-READING = frozenset(("search", "plan", "verify"))
-"""Last parts of our paths whose POST changes nothing."""
+READING = frozenset(("/v1/memories/search", "/v1/search", "/v1/memories/plan"))
+"""Our paths whose POST changes nothing."""
 
 MODES: tuple[str, ...] = get_args(Mode)
 
@@ -204,7 +204,8 @@ def _require_writer(caller: Caller) -> None:
 def writes_memory(method: str, path: str) -> bool:
     """Whether a request to one of our routes changes something."""
     ours = any(path == prefix or path.startswith(f"{prefix}/") for prefix in OUR_PREFIXES)
-    return ours and method not in ("GET", "HEAD", "OPTIONS") and path.rstrip("/").rpartition("/")[2] not in READING
+    reads = method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and path.rstrip("/") in READING)
+    return ours and not reads
 
 
 def _refuse_new_weights(service: MemoryService, path: str) -> None:

@@ -196,8 +196,16 @@ def test_every_route_that_writes_is_closed_to_readers() -> None:
         for method in (route.methods or set()) - {"GET", "HEAD", "OPTIONS"}
         if not writes_memory(method, route.path) and WRITES[0] not in route.dependencies
     }
-    reads = {path for _, path in open_to_readers if path.rstrip("/").rpartition("/")[2] in READING}
-    assert {path for _, path in open_to_readers} - reads <= {"/v2/memories/", "/v3/memories/"}, "mem0's lists"
+    reads = {("POST", path + slash) for path in READING for slash in ("", "/")}
+    mem0s = {("POST", f"/v{version}/memories/{part}") for version in (2, 3) for part in ("", "search/")}
+    assert open_to_readers - reads <= mem0s
+
+
+@pytest.mark.parametrize("name", ["plan", "search", "verify"])
+def test_the_name_of_a_snapshot_makes_no_read_of_a_write(name: str) -> None:
+    for method, path in (("DELETE", f"/v1/snapshots/{name}"), ("POST", f"/v1/snapshots/{name}/restore")):
+        assert writes_memory(method, path) and writes_memory(method, f"{path}/")
+    assert writes_memory("DELETE", "/v1/memories/plan") and writes_memory("PUT", "/v1/memories/search/")
 
 
 def test_too_many_requests(governed: Governed) -> None:
