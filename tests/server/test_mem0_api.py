@@ -93,6 +93,15 @@ def test_batches_are_all_or_none(maya: httpx.Client) -> None:
     assert texts(maya.get("/v1/memories")) == ["first"]
 
 
+def test_metadata_alone_brings_no_older_text_back(maya: httpx.Client) -> None:
+    (memory,) = results(maya.post("/v1/memories/", json={"text": "one"}))
+    twice = [{"memory_id": memory["id"], "text": "two"}, {"memory_id": memory["id"], "metadata": {"n": 1}}]
+    refusal(maya.put("/v1/batch/", json={"memories": twice}), 409)
+    assert maya.put("/v1/batch/", json={"memories": twice[1:]}).status_code == 200
+    changed = maya.get(f"/v1/memories/{memory['id']}/").json()
+    assert (changed["memory"], changed["metadata"], changed["version"]) == ("one", {"n": 1}, 2)
+
+
 @pytest.mark.parametrize("path", ["/v1/memories/", "/v1/memories"])
 def test_deleting_a_run_leaves_the_others(maya: httpx.Client, path: str) -> None:
     for run in ("s1", "s2", "s1"):
