@@ -61,14 +61,14 @@ class Operator(Protocol):
         filters: Mapping[str, Any] | None = None,
         window: TimeWindow | None = None,
         types: Sequence[SemanticType] | None = None,
-        tags: Sequence[str] | None = None,
+        tags: Sequence[Sequence[str]] = (),
         neighbours: bool = True,
         using: Collection[str] | None = None,
     ) -> list[Hit]:
         """At most `top_k` hits, best first, without expired cubes.
 
         principals: whom the caller speaks for, a user and their groups.
-        filters: see `matches`; window: when it happened; types: any of these; tags: any of these.
+        filters: see `matches`; window: when it happened; types: any of these; tags: any of each list.
         neighbours: whether a turn also counts for the turns around it in its conversation.
         using: the signals that decide (see SIGNALS), all that there are by default.
         Raises BadInput, VaultUnavailable.
@@ -88,8 +88,13 @@ def matches(cube: MemCube, filters: Mapping[str, Any]) -> bool:
     return all(_matches(cube, name, options_of(wanted)) for name, wanted in filters.items())
 
 
+def tagged(cube: MemCube, tags: Sequence[Sequence[str]]) -> bool:
+    """Whether a cube has any tag of each list."""
+    return all(not set(options).isdisjoint(cube.header.tags) for options in tags)
+
+
 def checked_filters(filters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The filters themselves. Raises BadInput where one is no value or list of values, or one that no memory can have."""
+    """The filters themselves. Raises BadInput where one is no value or list of values, or too large a number."""
     for name, wanted in filters.items():
         options = options_of(wanted)
         if any(isinstance(option, Mapping | list | tuple) for option in options):

@@ -18,6 +18,7 @@ from memos_vllm.retrieval.base import (
     is_field,
     matches,
     options_of,
+    tagged,
 )
 from memos_vllm.retrieval.dates import months_in
 from memos_vllm.retrieval.embedders import QueryEmbedder
@@ -43,6 +44,7 @@ class _Limits:
 
     principals: tuple[str, ...]
     filters: Mapping[str, Any]
+    tags: Sequence[Sequence[str]]
     window: TimeWindow
     types: frozenset[int] | None
 
@@ -68,14 +70,15 @@ class MemOperator:
         filters: Mapping[str, Any] | None = None,
         window: TimeWindow | None = None,
         types: Sequence[SemanticType] | None = None,
-        tags: Sequence[str] | None = None,
+        tags: Sequence[Sequence[str]] = (),
         neighbours: bool = True,
         using: Collection[str] | None = None,
     ) -> list[Hit]:
         """See `Operator.search`."""
         limits = _Limits(
             principals=(principals,) if isinstance(principals, str) else tuple(principals),
-            filters=checked_filters({**(filters or {}), **({"tags": tags} if tags else {})}),
+            filters=checked_filters(filters or {}),
+            tags=tags,
             window=window or TimeWindow(),
             types=frozenset(TYPES[name] for name in types) if types else None,
         )
@@ -159,7 +162,8 @@ class _Reader:
     def _admits(self, cube: MemCube) -> bool:
         """What the index may not know to the letter; access is looked at twice."""
         readable = not set(self._limits.principals).isdisjoint(cube.readers())
-        return readable and not cube.expired(self._moment) and matches(cube, self._limits.filters)
+        wanted = matches(cube, self._limits.filters) and tagged(cube, self._limits.tags)
+        return readable and wanted and not cube.expired(self._moment)
 
 
 def _admitted(scope: Scope, limits: _Limits) -> Flags:
@@ -172,6 +176,8 @@ def _admitted(scope: Scope, limits: _Limits) -> Flags:
         admitted &= rows["happened"] >= micros(window.start)
     if window.end:
         admitted &= rows["happened"] < micros(window.end)
+    for tags in limits.tags:
+        admitted &= scope.holding(_facets("tags", tags))
     for name, wanted in limits.filters.items():
         if name in _INDEXED_FIELDS or not is_field(name):
             admitted &= scope.holding(_facets(name, options_of(wanted)))

@@ -44,9 +44,6 @@ from memos_vllm.vault.states import HOT
 
 logger = logging.getLogger(__name__)
 
-MAX_RECALLED = 1000
-"""Archived memories that one search looks through for those that the caller's key is cleared for."""
-
 
 @dataclass
 class MemoryService:
@@ -150,11 +147,10 @@ class MemoryService:
         """The cubes with their uses in their headers, as they are shown. Raises VaultUnavailable."""
         return self.uses.shown(cubes)
 
-    def recall(self, user: str, query: str, *, top_k: int) -> list[Hit]:
+    def recall(self, user: str, query: str) -> list[Hit]:
         """Those of the user's own archived memories that fit a query; none comes back by it. Raises MemosError."""
-        caller = self.caller(user)
-        hits = recall(self.vault, user, query, top_k=MAX_RECALLED)
-        return [hit for hit in hits if may_read(hit.cube, user, caller.context("api"))][:top_k]
+        context = self.caller(user).context("api")
+        return recall(self.vault, user, query, admits=lambda cube: may_read(cube, user, context))
 
     def transition(self, cube_id: str, state: State, *, actor: str) -> MemCube:
         """Give a cube another state: K/V of one that enters no prompts any more go, one that does again is captured.

@@ -147,8 +147,8 @@ def test_a_strangers_body_is_not_even_read(keyed_api: Server) -> None:
     address = keyed_api.url.removeprefix("http://").split(":")
     for path in ("/v2/memories/", "/v3/memories/add/", "/v1/memories"):
         with socket.create_connection((address[0], int(address[1])), timeout=10) as stranger:
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9000000\r\n\r\n"
-            stranger.sendall(head.encode() + b'{"text"')
+            head = ["Host: x", "Content-Type: application/json", "Content-Length: 9000000", "", '{"text"']
+            stranger.sendall("\r\n".join([f"POST {path} HTTP/1.1", *head]).encode())
             assert stranger.recv(12) == b"HTTP/1.1 401"
 
 

@@ -106,6 +106,9 @@ def test_filters(vault: Vault) -> None:
 
     assert found(tags="drink") == found(tags=["drink", "food"]) == found(run_id="r1", n=1) == {"tea at home"}
     assert found(semantic_type="user_preference") == found(run_id=["r2", "r3"]) == {"tea at work"}
+    both = operator.search("maya", "tea", top_k=10, tags=[["drink"], ["home", "x"]])
+    assert {hit.cube.text for hit in both} == {"tea at home"}
+    assert operator.search("maya", "tea", top_k=10, tags=[["drink"], ["food"]]) == []
     assert found(run_id="r3") == found(missing="x") == found(tags="drink", run_id="r2") == set()
     with pytest.raises(BadInput, match="run_id"):
         found(run_id={"gte": 1})
@@ -177,7 +180,7 @@ def test_time_windows_types_and_tags(vault: Vault) -> None:
     assert found(window=TimeWindow(end="2023-06-01T00:00:00Z")) == ["2023-05-07"]
     assert found(window=TimeWindow("2023-06-01")) == ["2023-06-01", "2023-06-30"]
     assert found(types=["fact", "episode"]) == ["2023-05-07", "2023-06-01"]
-    assert found(tags=["fact"], types=["episode"]) == []
+    assert found(tags=[["fact"]], types=["episode"]) == []
     with pytest.raises(BadInput, match="window start"):
         TimeWindow("last week")
 

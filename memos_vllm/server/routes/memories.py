@@ -191,8 +191,8 @@ def search_memories(body: SearchRequest, service: Service, user: User) -> Memori
     """
     wanted = query_of(body)
     if body.archived:
-        recalled = service.recall(user, body.query, top_k=body.count())
-        hits = [hit for hit in recalled if wanted.lets_through(hit.cube)]
+        recalled = service.recall(user, body.query)
+        hits = [hit for hit in recalled if wanted.lets_through(hit.cube)][: body.count()]
     else:
         hits = service.search(user, body.query, top_k=body.count(), **wanted.options())
     least = body.threshold
