@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from memos_vllm.cube import MemCube, Plaintext, State, is_id
 from memos_vllm.errors import BadInput, MemosError, NotFound
 from memos_vllm.governance.acl import Purpose, may_read
@@ -38,7 +40,7 @@ from memos_vllm.server.trail import AccessTrail
 from memos_vllm.server.turns import turn_keys
 from memos_vllm.server.uses import UseBook
 from memos_vllm.server.writing import MemoryWriter, TurnWriter
-from memos_vllm.vault import ForgetReport, Restored, Vault
+from memos_vllm.vault import Event, ForgetReport, Restored, Vault
 from memos_vllm.vault.pipeline import AddStep, DeleteStep, MergeStep, Permit, Step
 from memos_vllm.vault.states import HOT
 
@@ -89,11 +91,19 @@ class MemoryService:
             self.trail.note(user, "search", target=hit.cube.id, owner=hit.cube.owner)
         return hits
 
-    def listed(self, user: str, owner: str, *, limit: int | None = None, after: str = "") -> list[MemCube]:
-        """The cubes of an owner, the user or their group, that the user's key is cleared for, oldest first."""
+    def listed(
+        self, user: str, owner: str, *, limit: int | None = None, after: str = "", as_of: str = ""
+    ) -> list[MemCube]:
+        """The cubes of an owner, the user or their group, that the user's key is cleared for, oldest first.
+
+        as_of: a time, to have them as they were then.
+        """
         found: list[MemCube] = []
         while limit is None or len(found) < limit:
-            page = self.vault.list(owner, limit=limit, after=after)
+            if as_of:
+                page = self.vault.as_of(owner, as_of, limit=limit, after=after)
+            else:
+                page = self.vault.list(owner, limit=limit, after=after)
             found += self.cleared(user, page)
             if limit is None or len(page) < limit:
                 break
@@ -101,9 +111,32 @@ class MemoryService:
         return found[:limit]
 
     def cleared(self, user: str, cubes: Sequence[MemCube]) -> list[MemCube]:
-        """Those of the cubes that the user's key is cleared for."""
+        """Those of the cubes that the user's key is cleared for: older versions both as they were and as they are now."""
         context = self.caller(user).context("api")
-        return [cube for cube in cubes if context.covers(cube)]
+        if context.clearance is None:
+            return [*cubes]
+        return [cube for cube in cubes if context.covers(cube) and context.covers(self._now(cube))]
+
+    def _now(self, cube: MemCube) -> MemCube:
+        """The newest version; the given one where the cube is gone."""
+        try:
+            return self.vault.get(cube.id)
+        except NotFound:
+            return cube
+
+    def history(self, user: str, cube_id: str) -> list[Event]:
+        """What happened to a cube, without the texts that the user's key is not cleared for. Raises NotFound."""
+        events = self.vault.history(cube_id)
+        if self.caller(user).clearance is None:
+            return events
+        versions = self.cleared(user, self.vault.versions(cube_id))
+        shown = {cube.version: cube.payload.content for cube in versions if isinstance(cube.payload, Plaintext)}
+        return [
+            msgspec.structs.replace(event, old_text=shown.get(event.version - 1), new_text=shown.get(event.version))
+            if event.operation != "delete"
+            else event
+            for event in events
+        ]
 
     def add(self, cubes: Sequence[MemCube], *, actor: str) -> list[MemCube]:
         """Store new memories, all or none, and have them captured. Raises MemosError."""

@@ -4,10 +4,11 @@ A snapshot holds copies, so it brings back cubes that were deleted since; it goe
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import msgspec
 
-from memos_vllm.cube import MAX_PRINCIPAL_CHARS, MemCube, Namespace, State, completed, now, timestamp
+from memos_vllm.cube import MAX_PRINCIPAL_CHARS, MemCube, Namespace, State, checked_id, completed, now, timestamp
 from memos_vllm.errors import BadInput, Conflict, NotFound
 from memos_vllm.vault import audit, books, changes, keys, states, versions
 from memos_vllm.vault.env import Txn
@@ -70,7 +71,7 @@ class TimeMachine(KVManifest):
     def restore_snapshot(self, owner: str, name: str, *, actor: str) -> Restored:
         """Bring back the content and state that the cubes of a snapshot had, as new versions.
 
-        Cubes deleted since are there again under their id, private; those made since are archived. Access, sensitivity
+        Cubes deleted since are there again under their id, private; those made since are archived. Access
         and the other rules of a cube stay as they are now: a right that was taken away does not come back.
         Raises NotFound, and Conflict where a frozen or expired cube would have to change.
         """
@@ -86,19 +87,23 @@ class TimeMachine(KVManifest):
         self._bury()
         return restored
 
-    def as_of(self, owner: str, at: str, *, namespace: Namespace | None = None) -> list[MemCube]:
-        """An owner's cubes in the versions that were newest at a time, oldest cube first.
+    def as_of(
+        self, owner: str, at: str, *, namespace: Namespace | None = None, limit: int | None = None, after: str = ""
+    ) -> list[MemCube]:
+        """An owner's cubes in the versions that were newest at a time, oldest cube first; `after` as for `Vault.list`.
 
         What was deleted since is gone, and a header that was edited without a new version is shown as edited.
         at: ISO-8601; a date alone is the beginning of that day, UTC. Raises BadInput.
         """
+        if after:
+            checked_id(after)
         moment = timestamp(at, "at")
         if not moment:
             raise BadInput("Name a time.")
 
         def work(txn: Txn) -> list[MemCube]:
-            found = (_at(txn, cube, moment) for cube in cubes_under(txn, "owners", owner))
-            return list(_within((cube for cube in found if cube is not None), namespace))
+            found = (_at(txn, cube, moment) for cube in cubes_under(txn, "owners", owner, after=after))
+            return list(islice(_within((cube for cube in found if cube is not None), namespace), limit))
 
         return self._env.read(work)
 

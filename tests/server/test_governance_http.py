@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def governed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Governed]:
     def key(**options: Any) -> str:
         return keys.create(vault, actor="operator:test", **options)[1]
 
-    made = {name: key(user=name) for name in ("maya", "bo", "cy", "busy", "small")}
+    made = {name: key(user=name) for name in ("maya", "bo", "cy", "eli", "busy", "small")}
     made["maya-uncleared"] = key(user="maya", clearance=["work"])
     made["maya-reader"] = key(user="maya", roles=["reader"])
     made["service"] = key()
@@ -164,6 +165,45 @@ def test_a_key_sees_only_what_it_is_cleared_for(governed: Governed) -> None:
     with governed.http("maya-uncleared") as client:
         plan = client.post("/v1/memories/plan", json={"query": "pressure drawer"})
         assert plan.status_code == 200 and secret not in plan.text and open_one in plan.text
+
+
+def test_clearance_is_for_every_version_and_for_what_a_memory_is_now(governed: Governed) -> None:
+    drug = governed.add("maya", "I take lithium.")
+    tram = governed.add("maya", "I take the tram to the clinic.", sensitivity=["health"])
+    between = datetime.now(UTC).isoformat()
+    with governed.http("maya") as client:
+        client.put(f"/v1/memories/{drug}", json={"text": "I take what I take."})
+        client.patch(f"/v1/memories/{drug}", json={"sensitivity": ["health"]})
+        client.put(f"/v1/memories/{tram}", json={"text": "I take the tram."})
+        client.patch(f"/v1/memories/{tram}", json={"sensitivity": []})
+        assert "lithium" in client.get("/v1/memories", params={"as_of": between, "limit": 1000}).text
+        assert "clinic" in client.get(f"/v1/memories/{tram}/history").text
+    with governed.http("maya-uncleared") as client:
+        for path in ("versions", "history", "provenance"):
+            assert client.get(f"/v1/memories/{drug}/{path}").status_code == 404
+            open_part = client.get(f"/v1/memories/{tram}/{path}")
+            assert open_part.status_code == 200 and "clinic" not in open_part.text
+        assert client.post(f"/v1/memories/{tram}/rollback", json={"version": 1}).status_code == 404
+        then = client.get("/v1/memories", params={"as_of": between, "limit": 1000}).text
+        assert "lithium" not in then and "clinic" not in then
+        assert client.delete("/v1/me").status_code == 403
+        client.delete("/v1/memories")
+    assert governed.get("maya", f"/v1/memories/{tram}").status_code == 404
+    assert governed.get("maya", f"/v1/memories/{drug}").status_code == 200
+
+
+def test_the_past_comes_in_pages_too(governed: Governed) -> None:
+    for number in range(3):
+        governed.add("eli", f"note {number}", run_id=f"run {number % 2}")
+    now = {"as_of": "2100-01-01"}
+
+    def listed(**query: Any) -> list[str]:
+        with governed.http("eli") as client:
+            answer = client.get("/v1/memories", params={**now, **query})
+        return [memory["memory"] for memory in answer.json()["results"]]
+
+    assert listed(limit=2) == ["note 0", "note 1"]
+    assert listed(run_id="run 0", limit=2) == ["note 0", "note 2"]
 
 
 def test_a_readers_key_changes_nothing(governed: Governed) -> None:

@@ -160,6 +160,8 @@ def test_a_reader_sees_no_old_texts(client: httpx.Client, stranger: httpx.Client
     assert stranger.get(f"/v1/memories/{memory}").json()["memory"] == "My pin is a secret."
     for part in ("versions", "history"):
         refusal(stranger.get(f"/v1/memories/{memory}/{part}"), 403)
+    origin = stranger.get(f"/v1/memories/{memory}/provenance").json()["results"]
+    assert [(ancestor["version"], ancestor["author"]) for ancestor in origin] == [(2, ""), (1, "")]
 
 
 def test_a_snapshot_brings_memories_back(client: httpx.Client) -> None:

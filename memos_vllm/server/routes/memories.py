@@ -133,14 +133,14 @@ def list_memories(
     owner: Owner = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[str, Query(description="Id of the last memory of the page before.")] = "",
-    as_of: Annotated[str, Query(description="ISO-8601: the memories as they were then; without pages.")] = "",
+    as_of: Annotated[str, Query(description="ISO-8601: the memories as they were then.")] = "",
 ) -> Memories:
     """The user's own memories, oldest first."""
     whose = owner_of(service, user, owner)
+    found = _in_scope(service, user, whose, scope, limit=limit, after=after, as_of=timestamp(as_of, "as_of"))
     if as_of:
-        past = service.cleared(user, service.vault.as_of(whose, timestamp(as_of, "as_of")))
-        return Memories(results=[Memory.of(cube, user) for cube in past])
-    cubes = service.counted(_in_scope(service, user, whose, scope, limit=limit, after=after))
+        return Memories(results=[Memory.of(cube, user) for cube in found])
+    cubes = service.counted(found)
     states = service.activation(cubes)
     return Memories(
         results=[Memory.of(cube, user, activation=state) for cube, state in zip(cubes, states, strict=True)]
@@ -157,8 +157,11 @@ def delete_memories(request: Request, service: Service, user: User, scope: Scope
 
 
 def delete_scope(service: MemoryService, user: str, scope: Scope) -> int:
-    """Delete the user's memories in a scope, MAX_STEPS of them in one transaction; returns how many."""
-    if not scope.filters:
+    """Delete the user's memories in a scope, MAX_STEPS of them in one transaction; returns how many.
+
+    Those that the user's key is not cleared for stay.
+    """
+    if not scope.filters and service.caller(user).clearance is None:
         return service.delete_owner(user)
     steps = [DeleteStep(cube.id) for cube in _in_scope(service, user, user, scope)]
     for first in range(0, len(steps), MAX_STEPS):
@@ -167,14 +170,21 @@ def delete_scope(service: MemoryService, user: str, scope: Scope) -> int:
 
 
 def _in_scope(
-    service: MemoryService, user: str, owner: str, scope: Scope, *, limit: int | None = None, after: str = ""
+    service: MemoryService,
+    user: str,
+    owner: str,
+    scope: Scope,
+    *,
+    limit: int | None = None,
+    after: str = "",
+    as_of: str = "",
 ) -> list[MemCube]:
     """An owner's memories in a scope, oldest first, `limit` of them behind `after`."""
     if not scope.filters:
-        return service.listed(user, owner, limit=limit, after=after)
+        return service.listed(user, owner, limit=limit, after=after, as_of=as_of)
     found: list[MemCube] = []
     while limit is None or len(found) < limit:
-        page = service.listed(user, owner, limit=PAGE, after=after)
+        page = service.listed(user, owner, limit=PAGE, after=after, as_of=as_of)
         found += [cube for cube in page if matches(cube, scope.filters)]
         if len(page) < PAGE:
             break
@@ -283,4 +293,4 @@ def unpin_memory(memory_id: MemoryId, service: Service, user: User, user_id: Use
 def memory_history(memory_id: MemoryId, service: Service, user: User, user_id: UserId = None) -> History:
     """What happened to a memory, oldest first. For those who may change it: an old text may be no reader's business."""
     writable(service, user, memory_id)
-    return History(results=[Change.of(event) for event in service.vault.history(memory_id)])
+    return History(results=[Change.of(event) for event in service.history(user, memory_id)])
