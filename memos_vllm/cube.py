@@ -18,6 +18,8 @@ from memos_vllm.errors import BadInput, NotPlaintext, TooLarge
 MAX_TEXT_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 16
 MAX_PRINCIPAL_CHARS = 128
+MAX_GRANTS = 64
+"""Of one cube: each principal's part of the search index holds it."""
 
 Origin = Literal["inference_extraction", "user_input", "external_retrieval", "parameter_fine_tuning"]
 SemanticType = Literal["task_prompt", "fact", "user_preference", "domain_knowledge", "episode"]
@@ -266,11 +268,13 @@ def completed(cube: MemCube) -> MemCube:
 
 
 def _normal_access(header: Header) -> tuple[Grant, ...]:
-    """One grant a principal, without the owner, every right with reading."""
+    """One grant a principal, without the owner, every right with reading. Raises BadInput, TooLarge."""
     rights: dict[str, set[Right]] = {}
     for grant in header.access:
         rights.setdefault(checked_principal(grant.principal), {"read"}).update(grant.rights)
     rights.pop(header.owner, None)
+    if len(rights) > MAX_GRANTS:
+        raise TooLarge(f"{len(rights)} principals have access, the limit is {MAX_GRANTS}; share it with a group.")
     order: tuple[Right, ...] = ("read", "write", "share")
     return tuple(Grant(name, tuple(right for right in order if right in held)) for name, held in rights.items())
 

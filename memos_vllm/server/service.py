@@ -111,7 +111,7 @@ class MemoryService:
         return found[:limit]
 
     def cleared(self, user: str, cubes: Sequence[MemCube]) -> list[MemCube]:
-        """Those of the cubes that the user's key is cleared for: older versions both as they were and as they are now."""
+        """Those of the cubes that the user's key is cleared for: older versions as they were and as they are now."""
         context = self.caller(user).context("api")
         if context.clearance is None:
             return [*cubes]

@@ -16,6 +16,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import NamedTuple, get_args
 
 import xxhash
@@ -24,7 +25,7 @@ from memos_vllm.cube import MemCube, Scalar, SemanticType
 from memos_vllm.vault.states import HOT
 from memos_vllm.vault.words import names_in, speaker_of, text_of, words_of
 
-FORMAT = 1
+FORMAT = 2
 """Number of this layout and of what `words_of` makes of a text; an index with another number is made anew."""
 
 NUMBER = struct.Struct(">I")
@@ -39,6 +40,8 @@ NEVER = (1 << 63) - 1
 """`expires` of a cube that stays."""
 
 TYPES: Mapping[SemanticType, int] = {name: code for code, name in enumerate(get_args(SemanticType))}
+MAX_WORDS = 10_000
+"""Different words of a text that it is found by, its first ones: each is a row for everybody who may read it."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _QUESTION_MARKS = ("?", "？", "؟")
@@ -99,7 +102,7 @@ def reading_of(cube: MemCube) -> Reading:
     header = cube.header
     text = text_of(cube)
     counts = Counter(words_of(text))
-    terms = {term_of(word): min(count, _MAX_OCCURRENCES) for word, count in counts.items()}
+    terms = {term_of(word): min(count, _MAX_OCCURRENCES) for word, count in islice(counts.items(), MAX_WORDS)}
     terms.update((facet, 1) for facet in facets_of(cube))
     entry = Entry(
         conversation=conversation_of(header.owner, header.source),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memos_vllm.cube import (
+    MAX_GRANTS,
     MAX_TEXT_BYTES,
     Activation,
     Grant,
@@ -77,6 +78,13 @@ def test_every_payload_kind_round_trips() -> None:
         with pytest.raises(NotPlaintext):
             _ = cube.text
     assert issubclass(NotPlaintext, BadInput) and issubclass(NotPlaintext, TypeError)
+
+
+def test_many_share_through_a_group() -> None:
+    access = [f"user-{number}" for number in range(MAX_GRANTS)]
+    assert len(MemCube.plaintext("x", owner="maya", access=[*access, "maya"]).header.access) == MAX_GRANTS
+    with pytest.raises(TooLarge, match="group"):
+        MemCube.plaintext("x", owner="maya", access=[*access, "one more"])
 
 
 def test_structured_content_is_json_outside_and_text_inside() -> None:
