@@ -326,9 +326,8 @@ class MemoryService:
 
         Returns what the actor's key is cleared for.
         """
-        before = {record.key for record in self.vault.iter_kv() if record.owner == owner}
         restored = self.vault.restore_snapshot(owner, name, actor=actor)
-        self._forget({key for key in before if self.vault.get_kv(key) is None}, "superseded")
+        self._forget(restored.kv_keys, "superseded")
         self.written([*restored.changed, *restored.revived])
         changed, revived, archived = (
             self.cleared(actor, cubes) for cubes in (restored.changed, restored.revived, restored.archived)

@@ -10,7 +10,7 @@ import msgspec
 
 from memos_vllm.cube import MAX_PRINCIPAL_CHARS, MemCube, Namespace, State, checked_id, completed, now, timestamp
 from memos_vllm.errors import BadInput, Conflict, NotFound
-from memos_vllm.vault import audit, books, changes, keys, states, versions
+from memos_vllm.vault import audit, books, changes, keys, manifest, states, versions
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.records import Snapshot
@@ -18,12 +18,16 @@ from memos_vllm.vault.tables import cubes_under, decoded, events_of, held, load,
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a restore did. changed: cubes as they are now; revived: those that were gone; archived: those made since."""
+    """What a restore did. changed: cubes as they are now; revived: those that were gone; archived: those made since.
+
+    kv_keys: K/V of texts that are no longer the newest, gone now.
+    """
 
     changed: list[MemCube]
     revived: list[MemCube]
     archived: list[MemCube]
     unchanged: int
+    kv_keys: list[str] = []
 
 
 class TimeMachine(KVManifest):
@@ -223,6 +227,8 @@ class _Restore:
             return None if state == cube.header.state else self._in_state(cube, state)
         new = versions.returned(cube, then, self._actor, "restore")
         new = MemCube(msgspec.structs.replace(new.header, state=state), new.payload)
+        if new.payload != cube.payload:
+            self._done.kv_keys.extend(record.key for record in manifest.rows_of(self._txn, cube.id))
         changes.supersede(self._txn, cube, new, self._actor)
         return new
 
