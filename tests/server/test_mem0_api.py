@@ -109,7 +109,10 @@ def test_deleting_a_run_leaves_the_others(maya: httpx.Client, path: str) -> None
     assert texts(maya.get(path, params={"run_id": "s2"})) == ["said in s2"]
     assert maya.delete(path, params={"user_id": "maya", "run_id": "s1"}).json()["deleted"] == 2
     assert texts(maya.get("/v1/memories")) == ["said in s2"]
-    refusal(maya.delete(path, params={"filters": "{'run_id': 's2'}"}), 400)
+    for mistyped in ({"filters": "{'run_id': 's2'}"}, {"runid": "s2"}, {"run_id": "s1", "session_id": "s2"}):
+        assert repr(max(mistyped)) in refusal(maya.delete(path, params=mistyped), 400)
+    assert maya.delete(path, params={"run_id": "s1", "org_id": "o", "project_id": "p"}).json()["deleted"] == 0
+    assert texts(maya.get("/v1/memories")) == ["said in s2"]
     assert maya.delete("/v2/entities/run/s2/").json()["deleted"] == 1
 
 

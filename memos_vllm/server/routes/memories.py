@@ -53,6 +53,8 @@ from memos_vllm.vault.pipeline import MAX_STEPS, DeleteStep
 router = APIRouter(prefix="/v1", tags=["memories"], responses=COMMON, route_class=MemoryRoute)
 PAGE = 1000
 """Memories that are read at a time where a scope leaves some out."""
+SCOPING = frozenset(("user_id", "agent_id", "app_id", "run_id", "org_id", "project_id"))
+"""Query parameters of a deletion; a mistyped one must not delete all. mem0's client sends the last two of itself."""
 NO_NONE: dict[str, Any] = {"response_model_exclude_none": True}
 
 
@@ -150,8 +152,8 @@ def list_memories(
 @router.delete("/memories", response_model=Deleted)
 def delete_memories(request: Request, service: Service, user: User, scope: Scoped, user_id: UserId = None) -> Deleted:
     """Delete all of the user's own memories, or those of an agent, an app or a run, with every version and K/V file."""
-    if "filters" in request.query_params:
-        raise BadInput("What to delete is not said by filters: name user_id, agent_id, app_id or run_id.")
+    if unknown := sorted(request.query_params.keys() - SCOPING):
+        raise BadInput(f"What to delete is not said by {unknown[0][:64]!r}: name user_id, agent_id, app_id or run_id.")
     count = delete_scope(service, user, scope)
     return Deleted(message=f"Deleted {count} memories of {user}.", deleted=count)
 
