@@ -64,6 +64,7 @@ class Operator(Protocol):
         tags: Sequence[Sequence[str]] = (),
         neighbours: bool = True,
         using: Collection[str] | None = None,
+        clearance: Collection[str] | None = None,
     ) -> list[Hit]:
         """At most `top_k` hits, best first, without expired cubes.
 
@@ -71,6 +72,8 @@ class Operator(Protocol):
         filters: see `matches`; window: when it happened; types: any of these; tags: any of each list.
         neighbours: whether a turn also counts for the turns around it in its conversation.
         using: the signals that decide (see SIGNALS), all that there are by default.
+        clearance: the sensitivity tags that the caller may read, None for all; what has another is not there for them,
+        in no score and for no neighbour.
         Raises BadInput, VaultUnavailable.
         """
         ...

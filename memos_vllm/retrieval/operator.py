@@ -47,6 +47,7 @@ class _Limits:
     tags: Sequence[Sequence[str]]
     window: TimeWindow
     types: frozenset[int] | None
+    clearance: frozenset[str] | None
 
 
 class MemOperator:
@@ -73,6 +74,7 @@ class MemOperator:
         tags: Sequence[Sequence[str]] = (),
         neighbours: bool = True,
         using: Collection[str] | None = None,
+        clearance: Collection[str] | None = None,
     ) -> list[Hit]:
         """See `Operator.search`."""
         limits = _Limits(
@@ -81,6 +83,7 @@ class MemOperator:
             tags=tags,
             window=window or TimeWindow(),
             types=frozenset(TYPES[name] for name in types) if types else None,
+            clearance=None if clearance is None else frozenset(clearance),
         )
         asked = self._asked(query, self._checked(using) - (set() if neighbours else {"neighbours"}))
         return self._vault.read(lambda txn: self._hits(txn, limits, asked, top_k))
@@ -116,7 +119,7 @@ class MemOperator:
         )
 
     def _hits(self, txn: Txn, limits: _Limits, asked: Asked, top_k: int) -> list[Hit]:
-        scope = Scope(txn, limits.principals)
+        scope = Scope(txn, limits.principals, limits.clearance)
         alive = scope.rows["expires"] > time.time_ns() // 1000
         admitted = alive & _admitted(scope, limits)
         if not admitted.any():
@@ -161,9 +164,11 @@ class _Reader:
 
     def _admits(self, cube: MemCube) -> bool:
         """What the index may not know to the letter; access is looked at twice."""
-        readable = not set(self._limits.principals).isdisjoint(cube.readers())
-        wanted = matches(cube, self._limits.filters) and tagged(cube, self._limits.tags)
-        return readable and wanted and not cube.expired(self._moment)
+        limits = self._limits
+        readable = not set(limits.principals).isdisjoint(cube.readers())
+        cleared = limits.clearance is None or limits.clearance.issuperset(cube.header.sensitivity)
+        wanted = matches(cube, limits.filters) and tagged(cube, limits.tags)
+        return readable and cleared and wanted and not cube.expired(self._moment)
 
 
 def _admitted(scope: Scope, limits: _Limits) -> Flags:

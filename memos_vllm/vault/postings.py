@@ -104,6 +104,8 @@ def reading_of(cube: MemCube) -> Reading:
     counts = Counter(words_of(text))
     terms = {term_of(word): min(count, _MAX_OCCURRENCES) for word, count in islice(counts.items(), MAX_WORDS)}
     terms.update((facet, 1) for facet in facets_of(cube))
+    if sensitivity := set(header.sensitivity):
+        terms[DELICATE] = min(len(sensitivity), _MAX_OCCURRENCES)
     entry = Entry(
         conversation=conversation_of(header.owner, header.source),
         cube_id=bytes.fromhex(cube.id),
@@ -133,10 +135,12 @@ def term_of(word: str) -> bytes:
 
 
 def facets_of(cube: MemCube) -> Iterator[bytes]:
-    """Terms for what filters ask, source, tags and metadata, and for the names of the speaker."""
+    """Terms for what filters and clearances ask: source, tags, sensitivity, metadata; and for the speaker's names."""
     yield facet_of("source", cube.header.source)
     for tag in cube.header.tags:
         yield facet_of("tags", tag)
+    for tag in cube.header.sensitivity:
+        yield facet_of("sensitivity", tag)
     for name, value in cube.header.metadata.items():
         yield facet_of(f"\0{name}", value)
     for name in names_in(speaker_of(cube)):
@@ -156,3 +160,7 @@ def facet_of(name: str, value: Scalar) -> bytes:
 
 def _digest(text: str) -> bytes:
     return xxhash.xxh3_64_digest(text.encode("utf-8", "surrogatepass"))
+
+
+DELICATE = _digest("\0\0\0")
+"""The term of cubes with sensitivity tags; it occurs as often as they have tags."""

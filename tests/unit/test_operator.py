@@ -1,15 +1,20 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from memos_vllm.cube import Header, MemCube, Parameter, Plaintext, completed
 from memos_vllm.errors import BadInput
 from memos_vllm.retrieval import MemOperator, TimeWindow
 from memos_vllm.vault import Vault
+
+WORDS = ("tea", "lake", "train", "biopsy")
 
 
 @pytest.fixture
@@ -263,3 +268,45 @@ def test_what_no_search_can_mean_is_refused(vault: Vault) -> None:
             MemOperator(vault).search("maya", "tea", top_k=1, **options)  # type: ignore[arg-type]
         str(refusal.value).encode()
     assert MemOperator(vault).search("maya", "tea", top_k=1, filters={"n": (1 << 64) - 1}) == []
+
+
+TAGS = ("health", "family")
+TURNS = st.lists(
+    st.tuples(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), st.sets(st.sampled_from(TAGS))), max_size=8
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(turns=TURNS, clearance=st.sets(st.sampled_from(TAGS)), query=st.lists(st.sampled_from(WORDS), min_size=1))
+def test_what_a_key_is_not_cleared_for_changes_nothing(
+    turns: list[tuple[list[str], set[str]]], clearance: set[str], query: list[str]
+) -> None:
+    """Hits, scores and parts are those of a memory that never held it: no word of it can be tested."""
+    found = []
+    for kept in (turns, [turn for turn in turns if turn[1] <= clearance]):
+        with TemporaryDirectory() as folder, Vault.open(Path(folder) / "memory") as vault:
+            for number, (words, tags) in enumerate(turns):
+                header = Header(id=f"{number:032x}", owner="maya", source="s", sensitivity=tuple(tags))
+                header = msgspec.structs.replace(header, created="2025-01-01", happened="2025-01-01")
+                if (words, tags) in kept:
+                    vault.add([completed(MemCube(header, Plaintext(" ".join(words))))], actor="maya")
+            hits = MemOperator(vault).search("maya", " ".join(query), top_k=3, clearance=clearance)
+            found.append([(hit.cube.id, hit.score, hit.parts) for hit in hits])
+            assert vault.check() == []
+    assert found[0] == found[1]
+
+
+def test_a_clearance_follows_the_tags(vault: Vault) -> None:
+    (cube,) = add(vault, "My medicine is in the drawer.")
+    operator = MemOperator(vault)
+
+    def seen(*clearance: str) -> bool:
+        return bool(operator.search("maya", "medicine", top_k=1, clearance=clearance))
+
+    assert seen() and seen("work")
+    vault.edit(cube.id, actor="maya", sensitivity=["health", "family", "health"])
+    assert not seen() and not seen("health") and seen("health", "family", "work")
+    vault.edit(cube.id, actor="maya", sensitivity=["family"])
+    assert seen("family") and not seen("health")
+    vault.edit(cube.id, actor="maya", sensitivity=[])
+    assert seen() and vault.check() == []
