@@ -147,16 +147,17 @@ async def open_memory(
     if policy is not None:
         policy_named(policy)
     carries = path in MEMORY_PATHS
-    named = headers.get("x-memos-cubes") if carries and caller is not None else None
-    return RequestMemory(
+    memory = RequestMemory(
         caller=caller,
         mode=mode,
         carries_memory=carries,
         repair=repair,
         policy=policy,
-        named=await to_thread.run_sync(_named, service, caller, named) if caller and named else None,
         conversation=_conversation(headers, fields) if carries else "",
     )
+    if carries and caller is not None and (named := headers.get("x-memos-cubes")):
+        memory.named = await to_thread.run_sync(_named, service, memory, caller.user, named)
+    return memory
 
 
 def _caller(
@@ -217,12 +218,13 @@ def _refuse_new_weights(service: MemoryService, path: str) -> None:
         )
 
 
-def _named(service: MemoryService, caller: Caller, ids: str) -> tuple[MemCube, ...]:
-    """The cubes that `x-memos-cubes` names, in its order. Raises NotFound for one that the caller may not read."""
+def _named(service: MemoryService, memory: RequestMemory, user: str, ids: str) -> tuple[MemCube, ...]:
+    """The cubes that `x-memos-cubes` names, in its order. Raises NotFound for one that the request may not read."""
     wanted = [name.strip() for name in ids.split(",") if name.strip()]
     if len(wanted) > MAX_NAMED:
         raise BadInput(f"x-memos-cubes names {len(wanted)} cubes; name {MAX_NAMED} at most.")
-    return service.named(caller.user, wanted)
+    current_memory.set(memory)  # in this thread's copy of the context: the key's clearance holds here too
+    return service.named(user, wanted)
 
 
 def api_key(headers: Headers) -> str | None:

@@ -64,8 +64,9 @@ def governed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Governed]:
     def key(**options: Any) -> str:
         return keys.create(vault, actor="operator:test", **options)[1]
 
-    made = {name: key(user=name) for name in ("maya", "bo", "cy", "eli", "busy", "small")}
+    made = {name: key(user=name) for name in ("maya", "bo", "cy", "eli", "fay", "busy", "small")}
     made["maya-uncleared"] = key(user="maya", clearance=["work"])
+    made["fay-uncleared"] = key(user="fay", clearance=["work"])
     made["maya-reader"] = key(user="maya", roles=["reader"])
     made["service"] = key()
     made["auditor"] = key(user="ada", roles=["auditor"])
@@ -165,6 +166,29 @@ def test_a_key_sees_only_what_it_is_cleared_for(governed: Governed) -> None:
     with governed.http("maya-uncleared") as client:
         plan = client.post("/v1/memories/plan", json={"query": "pressure drawer"})
         assert plan.status_code == 200 and secret not in plan.text and open_one in plan.text
+
+
+def test_a_prompt_names_only_what_the_key_is_cleared_for(governed: Governed) -> None:
+    secret = governed.add("maya", "The biopsy is on Monday.", sensitivity=["health"])
+    open_one = governed.add("maya", "The tram leaves at nine.", sensitivity=["work"])
+    with governed.http("maya-uncleared") as client:
+
+        def named(memory: str) -> str:
+            return client.post("/v1/chat/completions", json={"messages": []}, headers={"x-memos-cubes": memory}).text
+
+        assert "There is no memory" in named(secret) and "There is no memory" not in named(open_one)
+
+
+def test_no_word_of_a_memory_can_be_tested_without_clearance(governed: Governed) -> None:
+    governed.add("fay", "Is it booked?", run_id="call", sensitivity=["work"])
+    governed.add("fay", "The biopsy is on Monday.", run_id="call", sensitivity=["health"])
+
+    def asked(word: str) -> list[tuple[str, float, dict[str, float]]]:
+        with governed.http("fay-uncleared") as client:
+            found = client.post("/v1/memories/search", json={"query": word}).json()["results"]
+        return [(memory["memory"], memory["score"], memory["parts"]) for memory in found]
+
+    assert asked("biopsy") == asked("tombola") == [("Is it booked?", 0.0, {})]
 
 
 def test_clearance_is_for_every_version_and_for_what_a_memory_is_now(governed: Governed) -> None:
