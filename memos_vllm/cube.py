@@ -18,6 +18,8 @@ from memos_vllm.errors import BadInput, NotPlaintext, TooLarge
 MAX_TEXT_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 16
 MAX_PRINCIPAL_CHARS = 128
+MIN_HALF_LIFE = 0.001
+"""Days: a minute and a half."""
 MAX_GRANTS = 64
 """Of one cube: each principal's part of the search index holds it."""
 
@@ -288,8 +290,8 @@ def _check_header(header: Header) -> None:
     numbers = [header.half_life_days, *header.metadata.values()]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise BadInput("meta holds a number that is not finite.")
-    if header.half_life_days is not None and header.half_life_days <= 0:
-        raise BadInput("meta.half_life_days must be above 0.")
+    if header.half_life_days is not None and header.half_life_days < MIN_HALF_LIFE:
+        raise BadInput(f"meta.half_life_days must be {MIN_HALF_LIFE} at least.")
     try:
         size = len(msgspec.msgpack.encode(header))
     except (UnicodeEncodeError, OverflowError) as error:

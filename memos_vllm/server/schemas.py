@@ -178,7 +178,9 @@ class EditRequest(BaseModel):
     tags: list[str] | None = None
     priority: Priority | None = None
     expires: str | None = Field(None, description='ISO-8601; "" clears it.')
-    half_life_days: float | None = Field(None, ge=0, description="Days in which it fades by half; 0 clears it.")
+    half_life_days: float | None = Field(
+        None, ge=0, description="Days in which it fades by half, 0.001 at least; 0 clears it."
+    )
     sensitivity: list[str] | None = None
     metadata: Metadata | None = Field(None, description="These keys replace those of the same name.")
     expect: int | None = Field(None, ge=1, le=2**31, description="The version it must be at; 409 where it is not.")

@@ -89,3 +89,5 @@ class AccessTrail:
                 await asyncio.to_thread(self.flush)
             except MemosError as error:
                 logger.warning("accesses are not in the audit log for now: %s", error)
+            except Exception:  # the loop must outlive any one round
+                logger.exception("accesses are not in the audit log for now")

@@ -126,6 +126,7 @@ def test_grants_are_one_per_principal_and_never_the_owner() -> None:
         ({"meta": {"metadata": {"a": float("inf")}}}, "finite"),
         ({"meta": {"metadata": {"a": 2**70}}}, "stored"),
         ({"meta": {"half_life_days": 0}}, "half_life_days"),
+        ({"meta": {"half_life_days": 5e-324}}, "half_life_days"),
         ({"meta": {"tags": ["\udfff"]}}, "stored"),
     ],
 )
