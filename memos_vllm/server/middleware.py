@@ -6,8 +6,11 @@ leaves `/invocations` and others open; this one knows no unguarded route beyond 
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast, get_args
 
@@ -17,13 +20,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memos_vllm.activation.repair import parse_policy
 from memos_vllm.cube import MemCube
-from memos_vllm.errors import BadInput, Conflict, Forbidden, MemosError
+from memos_vllm.errors import BadInput, Conflict, Forbidden, MemosError, VaultUnavailable
 from memos_vllm.governance.identity import NOBODY, Bearer, Caller, caller_of
 from memos_vllm.scheduler.policies import policy_named
 from memos_vllm.server.errors import error_response
 from memos_vllm.server.injection import Mode, RequestMemory, current_memory
 from memos_vllm.server.mem0_door import FILTERED, user_in
 from memos_vllm.server.service import MemoryService
+
+logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset(
     ("/health", "/ping", "/version", "/metrics", "/docs", "/openapi.json", "/v1/memories/health"),
@@ -67,6 +72,25 @@ class MemoryMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._looking = asyncio.Lock()
+        self._looker = ThreadPoolExecutor(1, "memos-rules")
+
+    async def _follow_rules(self, service: MemoryService) -> None:
+        """Have the registry looked at where it is time: once for all who wait, and never behind slow memory routes.
+
+        Raises VaultUnavailable where keys are needed: whether one was revoked is not known then.
+        """
+        if not service.directory.is_stale():
+            return
+        async with self._looking:
+            if not service.directory.is_stale():
+                return
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._looker, service.directory.refresh)
+            except VaultUnavailable as error:
+                if service.ring.required:
+                    raise
+                logger.warning("groups and quotas are those of before: %s", error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = getattr(scope["app"].state, "memos", None) if scope["type"] in ("http", "websocket") else None
@@ -75,8 +99,7 @@ class MemoryMiddleware:
             return
         headers, bearer = Headers(scope=scope), NOBODY
         try:
-            if service.directory.is_stale():
-                await to_thread.run_sync(service.directory.refresh)
+            await self._follow_rules(service)
             bearer = service.ring.bearer(api_key(headers))  # strangers are refused before their body is read
             _refuse_new_weights(service, path_of(scope))
             body, receive = await _buffered(scope, headers, receive)
