@@ -217,6 +217,9 @@ def test_a_pipeline_is_applied_wholly_or_not_at_all(client: httpx.Client, strang
         messages.append(refusal(answer, 404).replace(memory, ""))
     assert messages[0] == messages[1], "a private memory looks like a missing one"
     assert texts(client.get("/v1/memories")) == ["I like oolong."]
+    delicate = [{"type": "add", "text": "I take lithium.", "sensitivity": ["health"]}]
+    (added,) = client.post("/v1/pipelines", json={"steps": delicate}).json()["results"]
+    assert added["sensitivity"] == ["health"]
     steps = [{"type": "transfer", "id": mine, "owner": "eve"}]
     refusal(client.post("/v1/pipelines", json={"steps": steps}), 403)
     refusal(client.post("/v1/pipelines", json={"steps": [{"type": "burn", "id": mine}]}), 400)
