@@ -20,8 +20,8 @@ class GovernedOperator:
 
     def search(self, principals: Any, query: str, *, top_k: int, **options: Any) -> list[Hit]:
         """See `Operator.search`."""
-        clearance = request_context().clearance
-        return self._operator.search(principals, query, top_k=top_k, clearance=clearance, **options)
+        options.setdefault("clearance", request_context().clearance)
+        return self._operator.search(principals, query, top_k=top_k, **options)
 
 
 def request_context() -> Context:
