@@ -16,6 +16,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 import msgspec
 
@@ -196,21 +197,12 @@ class AuditLog(Opened):
         """Entries of the audit log, oldest first where the query does not say otherwise. Raises BadInput."""
         return self._env.read(lambda txn: query(txn, wanted or LogQuery()))
 
-    def record(
-        self,
-        *,
-        actor: str,
-        action: str,
-        target: str = "",
-        owner: str = "",
-        principals: Iterable[str] = (),
-        detail: Mapping[str, Scalar] | None = None,
-    ) -> None:
-        """Add an entry about something that changed nothing, such as a refused access; see `append`."""
-        named = [*principals]
+    def record(self, *entries: Mapping[str, Any]) -> None:
+        """Add entries about what changed nothing, such as refused accesses: arguments of `append`. One transaction."""
 
         def work(txn: Txn) -> None:
-            append(txn, actor=actor, action=action, target=target, owner=owner, principals=named, detail=detail)
+            for entry in entries:
+                append(txn, **entry)
 
         self._writable().write(work)
 
