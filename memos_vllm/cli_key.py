@@ -42,8 +42,8 @@ def add_key_parser(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=ROLES,
         default=[],
-        help="reader: changes nothing; auditor: reads, the whole audit log too; admin: everything "
-        "(default: what a user may do with their own memories)",
+        help="reader: changes nothing; auditor: reads, the whole audit log too; admin: writes too, "
+        "and gives memories to others (default: what a user may do with their own memories)",
     )
     create.add_argument(
         "--clearance",

@@ -345,12 +345,12 @@ class MemoryService:
         self.cutter.forget(user)
         return report, self.vault.traces_of(user)
 
-    def pin(self, cube_id: str, pinned: bool) -> MemCube:
+    def pin(self, cube_id: str, pinned: bool, actor: str) -> MemCube:
         """Pin a cube: its K/V are made at once and are not evicted. Or let it go. Raises MemosError."""
         if not pinned:
             cube = self.vault.get(cube_id)
-            return self.vault.prioritise(cube_id, "mid") if cube.header.priority == "pinned" else cube
-        cube = self.vault.prioritise(cube_id, "pinned")
+            return self.vault.prioritise(cube_id, "mid", actor=actor) if cube.header.priority == "pinned" else cube
+        cube = self.vault.prioritise(cube_id, "pinned", actor=actor)
         self.written([cube])
         return cube
 

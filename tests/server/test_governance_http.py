@@ -14,6 +14,7 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
+from memos_vllm.cube import MemCube
 from memos_vllm.governance import groups, keys, quota
 from memos_vllm.governance.quota import Quota
 from memos_vllm.server.middleware import READING, writes_memory
@@ -149,6 +150,13 @@ def test_a_group_that_may_write(governed: Governed) -> None:
         assert client.put(f"/v1/memories/{memory}", json={"text": "The rota: Monday Rui."}).status_code == 200
         assert client.delete(f"/v1/memories/{memory}").status_code == 403
     assert governed.found("bo", "rota Monday") == ["The rota: Monday Rui."]
+
+
+def test_what_a_member_does_with_a_groups_memory_is_told_of_them(governed: Governed) -> None:
+    (cube,) = governed.vault.add([MemCube.plaintext("The shed key.", owner="group:staff")], actor="maya")
+    with governed.http("maya") as client:
+        assert client.post(f"/v1/memories/{cube.id}/pin").status_code == 200
+    assert [entry.actor for entry in governed.vault.log(LogQuery(target=cube.id, action="edit"))] == ["maya"]
 
 
 def test_a_key_sees_only_what_it_is_cleared_for(governed: Governed) -> None:

@@ -281,14 +281,14 @@ def delete_memory(memory_id: MemoryId, service: Service, user: User, user_id: Us
 def pin_memory(memory_id: MemoryId, service: Service, user: User, user_id: UserId = None) -> Memory:
     """Pin a memory: its K/V are made at once, and kept before all others."""
     owned(service, user, memory_id)
-    return shown(service, service.pin(memory_id, True), user)
+    return shown(service, service.pin(memory_id, True, user), user)
 
 
 @router.delete("/memories/{memory_id}/pin", response_model=Memory, responses=MISSING, **NO_NONE)
 def unpin_memory(memory_id: MemoryId, service: Service, user: User, user_id: UserId = None) -> Memory:
     """Let a memory's K/V go when room is short, as those of any other."""
     owned(service, user, memory_id)
-    return shown(service, service.pin(memory_id, False), user)
+    return shown(service, service.pin(memory_id, False, user), user)
 
 
 @router.get("/memories/{memory_id}/history", response_model=History, responses=MISSING)
