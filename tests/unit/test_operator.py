@@ -227,7 +227,7 @@ def test_a_speaker_or_a_month_in_the_question_counts(vault: Vault) -> None:
 
 def test_signals_that_are_not_there_are_refused(vault: Vault) -> None:
     operator = MemOperator(vault)
-    with pytest.raises(BadInput, match="dense; it has lexical, neighbours, hints"):
+    with pytest.raises(BadInput, match="'dense'; it has lexical, neighbours, hints"):
         operator.search("maya", "tea", top_k=1, using=["lexical", "dense"])
 
 
