@@ -265,7 +265,7 @@ def test_what_no_search_can_mean_is_refused(vault: Vault) -> None:
     add(vault, "Tea.")
     for options in ({"filters": {"n": 10**400}}, {"filters": {"n": [1, -(1 << 64)]}}, {"using": ["\ud800"]}):
         with pytest.raises(BadInput) as refusal:
-            MemOperator(vault).search("maya", "tea", top_k=1, **options)  # type: ignore[arg-type]
+            MemOperator(vault).search("maya", "tea", top_k=1, **options)
         str(refusal.value).encode()
     assert MemOperator(vault).search("maya", "tea", top_k=1, filters={"n": (1 << 64) - 1}) == []
 
