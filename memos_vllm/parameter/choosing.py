@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from memos_vllm.cube import Header, MemCube, Plaintext, completed, now
+from memos_vllm.cube import Header, MemCube, Plaintext, State, completed, now
 from memos_vllm.errors import BadInput
 from memos_vllm.parameter.entries import AdapterVersion
 from memos_vllm.vault import Vault
@@ -13,7 +13,7 @@ from memos_vllm.vault import Vault
 if TYPE_CHECKING:
     from memos_vllm.parameter.decode import Decoded
 
-LEARNED = frozenset(("generated", "activated", "merged", "frozen"))
+LEARNED: frozenset[State] = frozenset(("generated", "activated", "merged", "frozen"))
 """States of memories that may be learned: neither archived nor expired."""
 
 

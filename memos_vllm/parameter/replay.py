@@ -52,7 +52,8 @@ class Others:
 
     def asked(self, own_people: float) -> Asked:
         """A question about one of up to MOST_MEMORIES memories; `own_people`: how often it is about known people."""
-        rng, told = self.rng, []
+        rng = self.rng
+        told: list[Clause] = []
         while not told or (len(told) < MOST_MEMORIES and rng.random() < 0.75):
             clause = rng.choice(self.clauses)
             who = rng.choice(self.subjects) if rng.random() < own_people else self.name()

@@ -13,11 +13,11 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from weakref import WeakValueDictionary
 
 from memos_vllm.cube import (
@@ -92,11 +92,15 @@ class Written:
 
 @dataclass(frozen=True)
 class Turn:
-    """What was said in one turn of a chat, the user's message first, and by whose request."""
+    """What was said in one turn of a chat, the user's message first, and by whose request.
+
+    clearance: the sensitivity tags that the request's key is cleared for; None for all.
+    """
 
     user: str
     spoken: tuple[Spoken, ...]
     form: MemoryForm
+    clearance: frozenset[str] | None = None
     heard: float = field(default_factory=time.monotonic)
 
 
@@ -131,13 +135,16 @@ class MemoryWriter:
         at = form.at or datetime.now(UTC)
         return asyncio.run((reader or self.reader).read(spoken, owner=user, at=at, source=form.source))
 
-    def store(self, user: str, drafts: Sequence[Draft], form: MemoryForm) -> list[Written]:
+    def store(
+        self, user: str, drafts: Sequence[Draft], form: MemoryForm, *, clearance: frozenset[str] | None = None
+    ) -> list[Written]:
         """Store drafts, all or none, against what is known.
 
+        clearance: the sensitivity tags that known memories may have; None for those of the request's key.
         Raises MemosError; Conflict and NotFound where others never let up.
         """
         for last in (False,) * (TRIES - 1) + (True,):
-            known = self._similar(user, drafts)
+            known = self._similar(user, drafts, {} if clearance is None else {"clearance": clearance})
             actions = reconcile(drafts, list(known.values()), at=form.at or datetime.now(UTC))
             try:
                 return self._apply(user, actions, known, form)
@@ -146,16 +153,18 @@ class MemoryWriter:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    def _similar(self, user: str, drafts: Sequence[Draft]) -> dict[str, MemCube]:
+    def _similar(self, user: str, drafts: Sequence[Draft], limits: Mapping[str, Any]) -> dict[str, MemCube]:
         """The user's own memories that the drafts may repeat or contradict, by id."""
         own, found = {"owner": user}, {}
         for draft in drafts:
             hits = self._store.operator.search(
-                user, f"{draft.text} {about(draft.text).probe}", top_k=SIMILAR, filters=own, using=ALONE
+                user, f"{draft.text} {about(draft.text).probe}", top_k=SIMILAR, filters=own, using=ALONE, **limits
             )
             if draft.key:
                 about_it = {**own, "fingerprint": draft.key}
-                hits += self._store.operator.search(user, draft.text, top_k=SAME_KEY, filters=about_it, using=ALONE)
+                hits += self._store.operator.search(
+                    user, draft.text, top_k=SAME_KEY, filters=about_it, using=ALONE, **limits
+                )
             found.update({hit.cube.id: hit.cube for hit in hits})
         return found
 
@@ -288,7 +297,7 @@ class TurnWriter:
             if self._is_forgotten(turn):
                 return "forgotten"
             try:
-                written = self.writer.store(turn.user, drafts, turn.form)
+                written = self.writer.store(turn.user, drafts, turn.form, clearance=turn.clearance)
                 return "written" if any(one.event != "NONE" for one in written) else "nothing"
             except VaultUnavailable:
                 if attempt == TRIES - 1:

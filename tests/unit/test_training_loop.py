@@ -163,7 +163,7 @@ def _delta(folder: Path, weight: float) -> torch.Tensor:
     tensors, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
     layer = "base_model.model.model.layers.0.self_attn.q_proj"
     product = tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"]
-    return weight * config["lora_alpha"] / config["r"] * product
+    return torch.mul(product, weight * config["lora_alpha"] / config["r"])
 
 
 @pytest.mark.parametrize("method", ["linear", "svd", "ties", "dare_linear"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -212,6 +213,22 @@ def test_turns_are_written_in_the_background_in_order(held: Held) -> None:
     (memory,) = held.vault.list("maya")
     assert (memory.text, memory.version) == ("My favourite number is 19.", 20)
     assert told(held, "tom") == ["My favourite tea is chai."]
+
+
+def test_a_turn_is_compared_with_what_its_key_is_cleared_for(held: Held) -> None:
+    secret = MemCube.plaintext("My favourite tea is oolong.", owner="maya")
+    held.vault.add([secret], actor="maya")
+    held.vault.edit(secret.id, actor="maya", sensitivity=["health"])
+
+    async def run() -> None:
+        writer = TurnWriter(MemoryWriter(held, RuleReader()))
+        writer.start()
+        before = outcome("written")
+        writer.submit(dataclasses.replace(turn("My favourite tea is sencha."), clearance=frozenset(("work",))))
+        await settled("written", before + 1)
+
+    asyncio.run(run())
+    assert told(held) == ["My favourite tea is oolong.", "My favourite tea is sencha."]
 
 
 def test_too_many_turns_are_counted_and_logged(
