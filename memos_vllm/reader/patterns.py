@@ -166,6 +166,6 @@ STOP = re.compile(
 """Where a value ends and its reason, time or the next thought begins."""
 
 TAIL = re.compile(
-    r"(?i)[\s,]*(?:\b(?:now|nowadays|these days|any ?more|instead|at the moment|currently|again|though|too|as well|"
-    r"lately|right now|as of (?:today|now)|from now on|very much|a lot|the most|so much|most of all|please)\b[\s,]*)+$"
+    r"(?i)(?<![\s,])[\s,]*+(?:\b(?:now|nowadays|these days|any ?more|instead|at the moment|currently|again|though|too|as well|"
+    r"lately|right now|as of (?:today|now)|from now on|very much|a lot|the most|so much|most of all|please)\b[\s,]*+)++$"
 )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 from memos_vllm.cube import SemanticType
 from memos_vllm.reader.about import About, about
@@ -38,8 +39,8 @@ _PAST = re.compile(
 )
 _PLAN = re.compile(r"\b(?:will|going to|gonna|plan(?:ning)? to|about to)\b|\w['’]ll\b", re.IGNORECASE)
 _ASKING_TAIL = re.compile(
-    r"\s*[,;:–—-]\s*(?:and |so |but )?(?:what|which|who|when|where|why|how|do|does|did|is|are|can|could|would|will|"
-    r"should|any|right|isn['’]t|don['’]t|or)\b[^,;]*\?[\s\"')]*$",
+    r"[,;:–—-]\s*+(?:and |so |but )?(?:what|which|who|when|where|why|how|do|does|did|is|are|can|could|would|will|"
+    r"should|any|right|isn['’]t|don['’]t|or)\b",
     re.IGNORECASE,
 )
 _REASON = re.compile(
@@ -84,22 +85,24 @@ class RuleReader:
 
 
 def statements(text: str, at: datetime) -> list[Statement]:
-    """What an English message sent at `at` states, in order."""
+    """What an English message sent at `at` states, in order: the first MAX_DRAFTS of it."""
     found = []
-    for unit in units(text):
+    for unit in units(text)[:MAX_DRAFTS]:
         semantic_type = _type(text[unit.span.start : unit.span.end], unit, at)
         found.append(Statement(unit.span, semantic_type, About() if semantic_type == "episode" else unit.about))
     return found
 
 
 def units(text: str) -> list[Unit]:
-    """The statements of an English message, in order; none of them overlap."""
+    """The statements of an English message, in order; none of them overlap. Not many more than MAX_DRAFTS are read."""
     spans, material = sentences(text), len(text) > LONG
     kinds = [kind_of(text[span.start : span.end]) for span in spans]
     material = material or "request" in kinds
     found: list[Unit] = []
     last_sentence = -1
     for number, (span, kind) in enumerate(zip(spans, kinds, strict=True)):
+        if len(found) > MAX_DRAFTS:
+            break
         if kind == "question":
             span, kind = _told_in_question(text, span)
         if kind not in _SOUGHT:
@@ -108,7 +111,8 @@ def units(text: str) -> list[Unit]:
             found[-1] = Unit(Span(found[-1].span.start, span.end), found[-1].about, found[-1].standing)
             last_sentence = number
             continue
-        kept = [unit for unit in _clause_units(text, span, kind == "instruction") if _worth(text, unit, material)]
+        clause_units = _clause_units(text, span, kind == "instruction")
+        kept = [*islice((unit for unit in clause_units if _worth(text, unit, material)), MAX_DRAFTS)]
         found += kept
         last_sentence = number if kept else last_sentence
     return found
@@ -118,7 +122,7 @@ def _drafts(text: str, at: datetime) -> Iterator[Draft]:
     if not is_english(text):
         yield from _foreign(text, at)
         return
-    for told in statements(text, at)[:MAX_DRAFTS]:
+    for told in statements(text, at):
         words, key = text[told.span.start : told.span.end], told.about.key
         yield Draft(words, told.semantic_type, (), happened(words, at), key, 0.9 if key else 0.6)
 
@@ -138,7 +142,9 @@ def _told_in_question(text: str, span: Span) -> tuple[Span, Kind]:
     sentence = text[span.start : span.end]
     if reason := _REASON.match(sentence, lead(sentence)):
         return trimmed(text, span.start + reason.start("reason"), span.start + reason.end("reason")), "statement"
-    if tail := _ASKING_TAIL.search(sentence):
+    asks = sentence.rstrip("\"') \t\n").endswith("?")
+    tail = _ASKING_TAIL.search(sentence, max(sentence.rfind(","), sentence.rfind(";"), 0)) if asks else None
+    if tail:
         told = trimmed(text, span.start, span.start + tail.start())
         if kind_of(text[told.start : told.end]) == "statement" and _SELF.search(text, told.start, told.end):
             return told, "statement"
