@@ -79,7 +79,8 @@ class MemOperator:
             window=window or TimeWindow(),
             types=frozenset(TYPES[name] for name in types) if types else None,
         )
-        asked = self._asked(query, self._checked(using) - (set() if neighbours else {"neighbours"}))
+        signals = self._checked(using) - (set() if neighbours else {"neighbours"})
+        asked = self._asked(query, signals, limits.principals)
         return self._vault.read(lambda txn: self._hits(txn, limits, asked, top_k))
 
     def sentence_scores(self, query: str, text: str) -> Scored:
@@ -99,12 +100,12 @@ class MemOperator:
             raise BadInput(f"This server does not search by {names[:200]}; it has {', '.join(present)}.")
         return wanted
 
-    def _asked(self, query: str, signals: Collection[str]) -> Asked:
+    def _asked(self, query: str, signals: Collection[str], principals: Sequence[str]) -> Asked:
         hints = "hints" in signals
         meant = self._embedder if "dense" in signals else None
         return Asked(
             words=[*dict.fromkeys(words_of(query[:MAX_CHARS]))] if "lexical" in signals else [],
-            vector=meant.embed_query(query) if meant else None,
+            vector=meant.embed_query(query, principals[0] if principals else "") if meant else None,
             embedder=meant.digest if meant else b"",
             names=[*_speakers_in(query[:MAX_CHARS])] if hints else [],
             months=months_in(query[:MAX_CHARS]) if hints else [],

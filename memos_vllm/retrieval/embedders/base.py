@@ -1,14 +1,16 @@
 """The contract of embedders, and how a search uses one."""
 
+import hashlib
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from memos_vllm.errors import EmbedderUnavailable
+from memos_vllm.errors import BadInput, EmbedderUnavailable
 from memos_vllm.vault.lookup import Floats
 from memos_vllm.vault.vectors import embedder_digest
 
@@ -16,6 +18,12 @@ log = logging.getLogger(__name__)
 
 MAX_KEPT = 256
 """Queries whose vectors are kept: one question is often searched, planned and answered."""
+MAX_QUERY = 2000
+"""Characters at a question's end that are embedded: what is asked stands behind a pasted page, and servers refuse texts
+that are longer than their model reads.
+"""
+PAUSE = 10.0
+"""Seconds without questions to an embedder that failed; then one question tries it again."""
 
 
 class Embedder(Protocol):
@@ -39,27 +47,57 @@ class QueryEmbedder:
     def __init__(self, embedder: Embedder) -> None:
         self.digest = embedder_digest(embedder.name)
         self._embedder = embedder
-        self._kept: OrderedDict[str, Floats] = OrderedDict()
+        self._kept: OrderedDict[bytes, Floats] = OrderedDict()
+        self._failed, self._again = False, 0.0
         self._lock = threading.Lock()
 
-    def embed_query(self, query: str) -> Floats | None:
-        """float32 `[dimensions]`, None for a blank query or when the embedder fails."""
-        if not query.strip():
+    def embed_query(self, query: str, asker: str = "") -> Floats | None:
+        """float32 `[dimensions]`, None for a blank query or when the embedder fails, has failed lately or refuses it.
+
+        asker: whose question it is; how fast it is answered tells nobody else that it was asked before.
+        """
+        text = query.strip()[-MAX_QUERY:].encode(errors="replace").decode()
+        if not text:
             return None
+        key = hashlib.blake2b(f"{asker}\0{text}".encode(errors="replace"), digest_size=16).digest()
         with self._lock:
-            kept = self._kept.get(query)
-        if kept is not None:
-            return kept
-        try:
-            vector: Floats = self._embedder.embed([query], query=True)[0]
-        except EmbedderUnavailable as error:
-            log.warning("searching by words alone: %s", error)
-            return None
-        with self._lock:
-            self._kept[query] = vector
-            while len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
+            kept = self._kept.get(key)
+            if kept is not None or self._rests():
+                return kept
+        vector = self._asked(text)
+        if vector is not None:
+            with self._lock:
+                self._kept[key] = vector
+                while len(self._kept) > MAX_KEPT:
+                    self._kept.popitem(last=False)
         return vector
+
+    def _rests(self) -> bool:
+        """Whether the embedder is left alone; after a failure one question at a time finds out whether it works."""
+        now = time.monotonic()
+        if now < self._again:
+            return True
+        if self._failed:
+            self._again = now + PAUSE
+        return False
+
+    def _asked(self, text: str) -> Floats | None:
+        failed = True
+        try:
+            vector: Floats = self._embedder.embed([text], query=True)[0]
+            failed = False
+            return vector
+        except BadInput as error:
+            failed = False
+            log.warning("searching by words alone: %s", error)
+        except EmbedderUnavailable as error:
+            log.warning("searching by words alone for %.0f s: %s", PAUSE, error)
+        except Exception:  # whatever a model does, words can answer too
+            log.exception("searching by words alone for %.0f s", PAUSE)
+        finally:
+            with self._lock:
+                self._failed, self._again = failed, time.monotonic() + PAUSE if failed else 0.0
+        return None
 
 
 def unit(vectors: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> Floats:
