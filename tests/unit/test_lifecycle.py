@@ -57,6 +57,8 @@ def test_strength_halves_in_a_half_life_and_each_doubling_of_uses_adds_one() -> 
     low, high = (Header(updated=stamp_of(0), priority=name) for name in ("low", "high"))
     assert strength(low, Uses(), DAY, 1.0) == pytest.approx(1 / 4)
     assert strength(high, Uses(), DAY, 1.0) == pytest.approx(2**-0.5)
+    fleeting = Header(updated=stamp_of(0), half_life_days=5e-324, priority="low")
+    assert strength(fleeting, Uses(), DAY, None) < FAINT
 
 
 def test_what_is_due_expires_with_its_kv_and_leaves_the_search(vault: Vault) -> None:
