@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from memos_vllm.cube import MemCube, Plaintext, State, is_id
 from memos_vllm.errors import BadInput, MemosError, NotFound
 from memos_vllm.governance.acl import Purpose, may_read
@@ -38,14 +40,11 @@ from memos_vllm.server.trail import AccessTrail
 from memos_vllm.server.turns import turn_keys
 from memos_vllm.server.uses import UseBook
 from memos_vllm.server.writing import MemoryWriter, TurnWriter
-from memos_vllm.vault import ForgetReport, Restored, Vault
+from memos_vllm.vault import Event, ForgetReport, Restored, Vault
 from memos_vllm.vault.pipeline import AddStep, DeleteStep, MergeStep, Permit, Step
 from memos_vllm.vault.states import HOT
 
 logger = logging.getLogger(__name__)
-
-MAX_RECALLED = 1000
-"""Archived memories that one search looks through for those that the caller's key is cleared for."""
 
 
 @dataclass
@@ -92,11 +91,19 @@ class MemoryService:
             self.trail.note(user, "search", target=hit.cube.id, owner=hit.cube.owner)
         return hits
 
-    def listed(self, user: str, owner: str, *, limit: int | None = None, after: str = "") -> list[MemCube]:
-        """The cubes of an owner, the user or their group, that the user's key is cleared for, oldest first."""
+    def listed(
+        self, user: str, owner: str, *, limit: int | None = None, after: str = "", as_of: str = ""
+    ) -> list[MemCube]:
+        """The cubes of an owner, the user or their group, that the user's key is cleared for, oldest first.
+
+        as_of: a time, to have them as they were then.
+        """
         found: list[MemCube] = []
         while limit is None or len(found) < limit:
-            page = self.vault.list(owner, limit=limit, after=after)
+            if as_of:
+                page = self.vault.as_of(owner, as_of, limit=limit, after=after)
+            else:
+                page = self.vault.list(owner, limit=limit, after=after)
             found += self.cleared(user, page)
             if limit is None or len(page) < limit:
                 break
@@ -104,9 +111,32 @@ class MemoryService:
         return found[:limit]
 
     def cleared(self, user: str, cubes: Sequence[MemCube]) -> list[MemCube]:
-        """Those of the cubes that the user's key is cleared for."""
+        """Those of the cubes that the user's key is cleared for: older versions as they were and as they are now."""
         context = self.caller(user).context("api")
-        return [cube for cube in cubes if context.covers(cube)]
+        if context.clearance is None:
+            return [*cubes]
+        return [cube for cube in cubes if context.covers(cube) and context.covers(self._now(cube))]
+
+    def _now(self, cube: MemCube) -> MemCube:
+        """The newest version; the given one where the cube is gone."""
+        try:
+            return self.vault.get(cube.id)
+        except NotFound:
+            return cube
+
+    def history(self, user: str, cube_id: str) -> list[Event]:
+        """What happened to a cube, without the texts that the user's key is not cleared for. Raises NotFound."""
+        events = self.vault.history(cube_id)
+        if self.caller(user).clearance is None:
+            return events
+        versions = self.cleared(user, self.vault.versions(cube_id))
+        shown = {cube.version: cube.payload.content for cube in versions if isinstance(cube.payload, Plaintext)}
+        return [
+            msgspec.structs.replace(event, old_text=shown.get(event.version - 1), new_text=shown.get(event.version))
+            if event.operation != "delete"
+            else event
+            for event in events
+        ]
 
     def add(self, cubes: Sequence[MemCube], *, actor: str) -> list[MemCube]:
         """Store new memories, all or none, and have them captured. Raises MemosError."""
@@ -150,11 +180,10 @@ class MemoryService:
         """The cubes with their uses in their headers, as they are shown. Raises VaultUnavailable."""
         return self.uses.shown(cubes)
 
-    def recall(self, user: str, query: str, *, top_k: int) -> list[Hit]:
+    def recall(self, user: str, query: str) -> list[Hit]:
         """Those of the user's own archived memories that fit a query; none comes back by it. Raises MemosError."""
-        caller = self.caller(user)
-        hits = recall(self.vault, user, query, top_k=MAX_RECALLED)
-        return [hit for hit in hits if may_read(hit.cube, user, caller.context("api"))][:top_k]
+        context = self.caller(user).context("api")
+        return recall(self.vault, user, query, admits=lambda cube: may_read(cube, user, context))
 
     def transition(self, cube_id: str, state: State, *, actor: str) -> MemCube:
         """Give a cube another state: K/V of one that enters no prompts any more go, one that does again is captured.
@@ -297,9 +326,8 @@ class MemoryService:
 
         Returns what the actor's key is cleared for.
         """
-        before = {record.key for record in self.vault.iter_kv() if record.owner == owner}
         restored = self.vault.restore_snapshot(owner, name, actor=actor)
-        self._forget({key for key in before if self.vault.get_kv(key) is None}, "superseded")
+        self._forget(restored.kv_keys, "superseded")
         self.written([*restored.changed, *restored.revived])
         changed, revived, archived = (
             self.cleared(actor, cubes) for cubes in (restored.changed, restored.revived, restored.archived)
@@ -317,12 +345,12 @@ class MemoryService:
         self.cutter.forget(user)
         return report, self.vault.traces_of(user)
 
-    def pin(self, cube_id: str, pinned: bool) -> MemCube:
+    def pin(self, cube_id: str, pinned: bool, actor: str) -> MemCube:
         """Pin a cube: its K/V are made at once and are not evicted. Or let it go. Raises MemosError."""
         if not pinned:
             cube = self.vault.get(cube_id)
-            return self.vault.prioritise(cube_id, "mid") if cube.header.priority == "pinned" else cube
-        cube = self.vault.prioritise(cube_id, "pinned")
+            return self.vault.prioritise(cube_id, "mid", actor=actor) if cube.header.priority == "pinned" else cube
+        cube = self.vault.prioritise(cube_id, "pinned", actor=actor)
         self.written([cube])
         return cube
 

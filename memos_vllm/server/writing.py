@@ -13,11 +13,11 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from weakref import WeakValueDictionary
 
 from memos_vllm.cube import (
@@ -32,13 +32,13 @@ from memos_vllm.cube import (
     completed,
     timestamp,
 )
-from memos_vllm.errors import Conflict, MemosError, VaultUnavailable
+from memos_vllm.errors import BadInput, Conflict, MemosError, NotFound, VaultUnavailable
 from memos_vllm.reader import Action, Add, Draft, MemReader, RuleReader, Skip, Spoken, Update, reconcile
 from memos_vllm.reader.about import about
 from memos_vllm.retrieval.base import Operator
 from memos_vllm.server import metrics
 from memos_vllm.server.fair import FairQueue
-from memos_vllm.vault.pipeline import AddStep, Step, UpdateStep
+from memos_vllm.vault.pipeline import MAX_STEPS, AddStep, EditStep, Step, UpdateStep
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +92,15 @@ class Written:
 
 @dataclass(frozen=True)
 class Turn:
-    """What was said in one turn of a chat, the user's message first, and by whose request."""
+    """What was said in one turn of a chat, the user's message first, and by whose request.
+
+    clearance: the sensitivity tags that the request's key is cleared for; None for all.
+    """
 
     user: str
     spoken: tuple[Spoken, ...]
     form: MemoryForm
+    clearance: frozenset[str] | None = None
     heard: float = field(default_factory=time.monotonic)
 
 
@@ -118,7 +122,7 @@ class MemoryWriter:
         self._store, self.reader = store, reader
 
     def remember(self, user: str, spoken: Sequence[Spoken], form: MemoryForm) -> list[Written]:
-        """Store what the user's messages tell, all or none, as the user's; what is known already is left alone.
+        """Store what the user's messages tell, all or none, as the user's; a text that is known already is left alone.
 
         Raises MemosError.
         """
@@ -131,36 +135,45 @@ class MemoryWriter:
         at = form.at or datetime.now(UTC)
         return asyncio.run((reader or self.reader).read(spoken, owner=user, at=at, source=form.source))
 
-    def store(self, user: str, drafts: Sequence[Draft], form: MemoryForm) -> list[Written]:
-        """Store drafts, all or none, against what is known. Raises MemosError; Conflict where others never let up."""
+    def store(
+        self, user: str, drafts: Sequence[Draft], form: MemoryForm, *, clearance: frozenset[str] | None = None
+    ) -> list[Written]:
+        """Store drafts, all or none, against what is known.
+
+        clearance: the sensitivity tags that known memories may have; None for those of the request's key.
+        Raises MemosError; Conflict and NotFound where others never let up.
+        """
         for last in (False,) * (TRIES - 1) + (True,):
-            known = self._similar(user, drafts)
+            known = self._similar(user, drafts, {} if clearance is None else {"clearance": clearance})
             actions = reconcile(drafts, list(known.values()), at=form.at or datetime.now(UTC))
             try:
                 return self._apply(user, actions, known, form)
-            except Conflict:
+            except (Conflict, NotFound):
                 if last:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    def _similar(self, user: str, drafts: Sequence[Draft]) -> dict[str, MemCube]:
+    def _similar(self, user: str, drafts: Sequence[Draft], limits: Mapping[str, Any]) -> dict[str, MemCube]:
         """The user's own memories that the drafts may repeat or contradict, by id."""
         own, found = {"owner": user}, {}
         for draft in drafts:
             hits = self._store.operator.search(
-                user, f"{draft.text} {about(draft.text).probe}", top_k=SIMILAR, filters=own, using=ALONE
+                user, f"{draft.text} {about(draft.text).probe}", top_k=SIMILAR, filters=own, using=ALONE, **limits
             )
             if draft.key:
                 about_it = {**own, "fingerprint": draft.key}
-                hits += self._store.operator.search(user, draft.text, top_k=SAME_KEY, filters=about_it, using=ALONE)
+                hits += self._store.operator.search(
+                    user, draft.text, top_k=SAME_KEY, filters=about_it, using=ALONE, **limits
+                )
             found.update({hit.cube.id: hit.cube for hit in hits})
         return found
 
     def _apply(
         self, user: str, actions: Sequence[Action], known: dict[str, MemCube], form: MemoryForm
     ) -> list[Written]:
-        changes = [action for action in actions if not isinstance(action, Skip)]
-        steps = [_step(user, action, form) for action in changes]
+        steps = [step for action in actions for step in _steps(user, action, form)]
+        if len(steps) > MAX_STEPS:
+            raise BadInput(f"The messages tell too much for one request ({len(actions)} memories); send them in parts.")
         cubes = self._store.pipeline(steps, user) if steps else []
         after = {cube.id: cube for cube in cubes}
         events: dict[str, Event] = {}
@@ -172,12 +185,30 @@ class MemoryWriter:
         return [Written(after.get(cube_id) or known[cube_id], event) for cube_id, event in events.items()]
 
 
-def _step(user: str, action: Add | Update, form: MemoryForm) -> Step:
+def _steps(user: str, action: Action, form: MemoryForm) -> list[Step]:
+    """What is known takes the form's tags, sensitivity and grants on top of its own; with a new text its expiry too."""
+    if isinstance(action, Add):
+        return [AddStep(_cube(user, action, form))]
+    if isinstance(action, Skip) and action.why == "outdated":
+        return []
+    expires = form.expires if form.expires and isinstance(action, Update) else None
+    edit = EditStep(action.id, form.tags, form.sensitivity, form.access, expires)
+    edits: list[Step] = [] if edit == EditStep(action.id) else [edit]
+    return [_update(action, form), *edits] if isinstance(action, Update) else edits
+
+
+def _update(action: Update, form: MemoryForm) -> Step:
+    return UpdateStep(
+        id=action.id,
+        text=action.text,
+        metadata=form.metadata,
+        happened=action.draft.happened,
+        expect=action.expect,
+    )
+
+
+def _cube(user: str, action: Add, form: MemoryForm) -> MemCube:
     draft = action.draft
-    if isinstance(action, Update):
-        return UpdateStep(
-            id=action.id, text=action.text, metadata=form.metadata, happened=draft.happened, expect=action.expect
-        )
     header = Header(
         id=action.id,
         owner=user,
@@ -194,7 +225,7 @@ def _step(user: str, action: Add | Update, form: MemoryForm) -> Step:
         priority=form.priority,
         sensitivity=form.sensitivity,
     )
-    return AddStep(completed(MemCube(header, Plaintext(draft.text))))
+    return completed(MemCube(header, Plaintext(draft.text)))
 
 
 class TurnWriter:
@@ -266,7 +297,7 @@ class TurnWriter:
             if self._is_forgotten(turn):
                 return "forgotten"
             try:
-                written = self.writer.store(turn.user, drafts, turn.form)
+                written = self.writer.store(turn.user, drafts, turn.form, clearance=turn.clearance)
                 return "written" if any(one.event != "NONE" for one in written) else "nothing"
             except VaultUnavailable:
                 if attempt == TRIES - 1:

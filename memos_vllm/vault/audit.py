@@ -16,6 +16,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 import msgspec
 
@@ -30,6 +31,8 @@ NOTHING = bytes(32)
 MAX_DETAIL_CHARS = 128
 _HASH_BYTES = 32
 _NAME_BYTES = 16
+_MAX_DIGITS = 18
+"""Of an entry's number: more may not fit its eight bytes."""
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -194,21 +197,12 @@ class AuditLog(Opened):
         """Entries of the audit log, oldest first where the query does not say otherwise. Raises BadInput."""
         return self._env.read(lambda txn: query(txn, wanted or LogQuery()))
 
-    def record(
-        self,
-        *,
-        actor: str,
-        action: str,
-        target: str = "",
-        owner: str = "",
-        principals: Iterable[str] = (),
-        detail: Mapping[str, Scalar] | None = None,
-    ) -> None:
-        """Add an entry about something that changed nothing, such as a refused access; see `append`."""
-        named = [*principals]
+    def record(self, *entries: Mapping[str, Any]) -> None:
+        """Add entries about what changed nothing, such as refused accesses: arguments of `append`. One transaction."""
 
         def work(txn: Txn) -> None:
-            append(txn, actor=actor, action=action, target=target, owner=owner, principals=named, detail=detail)
+            for entry in entries:
+                append(txn, **entry)
 
         self._writable().write(work)
 
@@ -375,7 +369,7 @@ def _anchored(txn: Txn, anchor: str) -> Iterator[str]:
     if not anchor:
         return
     number, _, digest = anchor.partition(":")
-    if not (number.isascii() and number.isdigit() and len(digest) == 2 * _HASH_BYTES):
+    if not (number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS and len(digest) == 2 * _HASH_BYTES):
         raise BadInput("An anchor of the audit log is `seq:hash`, as `memos-vllm vault log --head` prints it.")
     stored = txn.get("audit", _number(int(number))) if int(number) else NOTHING
     if stored is None or stored[:_HASH_BYTES].hex() != digest:

@@ -21,7 +21,7 @@ class Opened:
     path: Path
     readonly: bool
     quota_guard: QuotaGuard | None = None
-    """Asked by every transaction under which an owner's usage grows; it may be asked twice for one."""
+    """Asked by every transaction that adds, and under which an owner's usage grows; it may be asked twice for one."""
     _env: Environment
 
     def _writable(self) -> Environment:
@@ -30,12 +30,15 @@ class Opened:
             raise VaultUnavailable("The vault is open for reading only.")
         return self._env
 
-    def _change(self, work: Callable[[Txn], Result], *, frees: bool = False, alone: bool = False) -> Result:
+    def _change(
+        self, work: Callable[[Txn], Result], *, frees: bool = False, alone: bool = False, adds: bool = True
+    ) -> Result:
         """A transaction that changes cubes, under the quotas. Raises what `work` and `quota_guard` raise.
 
-        frees: it makes room; alone: it may take long, so no other write is to wait for its end. `work` may run again.
+        frees: it makes room; alone: it may take long, so no other write is to wait for its end; adds: it may bring
+        content, else no quota stops it, though a header may grow by a few bytes. `work` may run again.
         """
-        guard = self.quota_guard
+        guard = self.quota_guard if adds else None
 
         def guarded(txn: Txn) -> Result:
             txn.usage_before.clear()

@@ -1,7 +1,7 @@
 """Pipelines: a declared list of operations that is applied wholly or not at all (MemOS paper, section 5.2.3)."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, assert_never
+from typing import Any, TypeAlias, assert_never
 
 import msgspec
 
@@ -74,6 +74,16 @@ class GrantStep(_Step, frozen=True, tag="grant"):
     rights: tuple[Right, ...] = ("read",)
 
 
+class EditStep(_Step, frozen=True, tag="edit"):
+    """Give a cube more tags, sensitivity tags and grants, without a new version. expires: None leaves it as it is."""
+
+    id: str
+    tags: tuple[str, ...] = ()
+    sensitivity: tuple[str, ...] = ()
+    access: tuple[Grant, ...] = ()
+    expires: str | None = None
+
+
 class TransitionStep(_Step, frozen=True, tag="transition"):
     """Bring a cube into another state."""
 
@@ -81,7 +91,9 @@ class TransitionStep(_Step, frozen=True, tag="transition"):
     state: State
 
 
-Step: TypeAlias = AddStep | UpdateStep | MergeStep | TransferStep | PurifyStep | DeleteStep | GrantStep | TransitionStep
+Step: TypeAlias = (
+    AddStep | UpdateStep | MergeStep | TransferStep | PurifyStep | DeleteStep | GrantStep | EditStep | TransitionStep
+)
 
 Permit: TypeAlias = Callable[[MemCube, Step], None]
 """Raises what the caller is to see where a step may not touch a cube. It may be asked twice for one."""
@@ -135,6 +147,8 @@ class _Run:
                 changes.remove(self._txn, cube, self._actor)
             case GrantStep():
                 cube = self._grant(step)
+            case EditStep():
+                cube = self._edit(step)
             case TransitionStep():
                 cube = self._found(step.id, step)
                 states.check_transition(cube.header.state, step.state)
@@ -181,6 +195,16 @@ class _Run:
         if step.rights:
             access.append(Grant(step.principal, step.rights))
         new = versions.edited(old, {}, {"access": tuple(access)})
+        changes.rewrite(self._txn, old, new, self._actor, "edit")
+        return new
+
+    def _edit(self, step: EditStep) -> MemCube:
+        old = self._found(step.id, step)
+        more: dict[str, Any] = {
+            name: tuple(dict.fromkeys((*getattr(old.header, name), *getattr(step, name))))
+            for name in ("tags", "sensitivity", "access")
+        }
+        new = versions.edited(old, {}, more | versions.given_fields(expires=step.expires))
         changes.rewrite(self._txn, old, new, self._actor, "edit")
         return new
 

@@ -184,7 +184,7 @@ class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, 
             changes.rewrite(txn, old, new, actor or old.owner, "edit")
             return new
 
-        return self._change(work)
+        return self._change(work, adds=False)
 
     def rollback(self, cube_id: str, version: int, *, actor: str) -> MemCube:
         """Make the content of an earlier version the newest one, as a new version.
@@ -212,7 +212,7 @@ class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, 
             states.check_transition(cube.header.state, state)
             return changes.transit(txn, cube, state, actor)
 
-        return self._change(work)
+        return self._change(work, adds=False)
 
     def transition_all(
         self, cube_ids: Iterable[str], state: State, *, actor: str, only_from: Collection[State] | None = None
@@ -229,7 +229,7 @@ class Vault(TimeMachine, Pipelines, Forgetting, AuditLog, Registry, Searchable, 
             ready = [cube for cube in wanted if state in states.ALLOWED[cube.header.state]]
             return [changes.transit(txn, cube, state, actor) for cube in ready]
 
-        return self._change(work) if ids else []
+        return self._change(work, adds=False) if ids else []
 
     def delete(self, cube_id: str, *, actor: str, snapshots: bool = False) -> KVKeys:
         """Remove a cube: texts, versions, index rows, manifest rows and KV files; an event without text stays.

@@ -90,9 +90,9 @@ def test_unused_memories_are_archived_found_again_and_brought_back(vault: Vault)
         *("archived", "generated", "generated", "frozen"),
     ]
     assert sorted(found(vault)) == ["black tea", "white tea"]
-    assert texts([hit.cube for hit in recall(vault, "maya", "Which green tea?", top_k=5)]) == ["green tea"]
-    assert recall(vault, "maya", "?", top_k=5) == []
-    assert recall(vault, "maya", "Which coffee?", top_k=5) == recall(vault, "noor", "green tea", top_k=5) == []
+    assert texts([hit.cube for hit in recall(vault, "maya", "Which green tea?")]) == ["green tea"]
+    assert recall(vault, "maya", "?") == []
+    assert recall(vault, "maya", "Which coffee?") == recall(vault, "noor", "green tea") == []
     vault.add_uses({unused.id: 1}, now)
     assert lifecycle.activate([unused.id]) == 1
     assert sum(step.archived for step in swept(lifecycle, now)) == 0

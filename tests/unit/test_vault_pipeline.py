@@ -14,6 +14,7 @@ from memos_vllm.vault.pipeline import (
     MAX_STEPS,
     AddStep,
     DeleteStep,
+    EditStep,
     GrantStep,
     MergeStep,
     PurifyStep,
@@ -94,6 +95,18 @@ def test_every_other_step(vault: Vault) -> None:
     assert new.header.access == (Grant("bo", ("read", "write")),) and vault.get(second.id).header.state == "frozen"
     assert texts(vault.readable("bo")) == ["new\nmore"]
     assert vault.iter_kv() == [] and not list((vault.path / "kv").iterdir())
+
+
+def test_an_edit_adds_to_what_a_cube_has(vault: Vault) -> None:
+    cube = MemCube.plaintext("a", owner="maya", tags=["x"], access=["bo"], expires="2999-01-01")
+    vault.add([cube], actor="maya")
+    more = EditStep(cube.id, ("y", "x"), ("health",), (Grant("bo", ("write",)), Grant("cy")))
+    (new,) = vault.pipeline([more], actor="maya")
+    assert (new.version, new.header.tags, new.header.sensitivity) == (1, ("x", "y"), ("health",))
+    assert new.header.access == (Grant("bo", ("read", "write")), Grant("cy")) and new.header.expires == "2999-01-01"
+    (kept,) = vault.pipeline([EditStep(cube.id, expires="")], actor="maya")
+    assert (kept.header.expires, kept.header.sensitivity) == ("", ("health",))
+    assert texts(vault.readable("cy")) == ["a"] and vault.check() == []
 
 
 FAILING: list[tuple[type[MemosError], Any]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from memos_vllm.cube import MemCube
-from memos_vllm.errors import Conflict, VaultUnavailable
+from memos_vllm.cube import Grant, MemCube
+from memos_vllm.errors import BadInput, Conflict, VaultUnavailable
 from memos_vllm.reader import Draft, RuleReader, Spoken
 from memos_vllm.retrieval import MemOperator
 from memos_vllm.server import metrics, writing
@@ -96,6 +97,58 @@ def test_what_is_known_is_not_stored_again(held: Held) -> None:
     assert len(told(held)) == 2
 
 
+DELICATE = MemoryForm(
+    tags=("work",), sensitivity=("health",), access=(Grant("tom"),), expires="2999-01-01", source="session-2"
+)
+
+
+def header(held: Held, cube_id: str) -> tuple[object, ...]:
+    told = held.vault.get(cube_id).header
+    return told.tags, told.sensitivity, told.access, told.expires
+
+
+@pytest.mark.parametrize("text", ["I live in Porto.", "I live in Lisbon, and I have moved to Porto."])
+def test_a_corrected_memory_is_as_delicate_as_what_corrects_it(held: Held, text: str) -> None:
+    old = MemCube.plaintext("I live in Lisbon.", owner="maya", tags=["home"], access=["ada"])
+    (old,) = held.vault.add([old], actor="maya")
+    (new,) = MemoryWriter(held, RuleReader()).remember("maya", [Spoken("user", text)], DELICATE)[-1:]
+    assert (new.event, new.cube.id, new.cube.version) == ("UPDATE", old.id, 2)
+    assert new.cube == held.vault.get(old.id)
+    assert header(held, old.id) == (("home", "work"), ("health",), (Grant("ada"), Grant("tom")), "2999-01-01")
+    assert [hit.cube.id for hit in held.operator.search("tom", "Porto", top_k=1)] == [old.id]
+    assert held.vault.check() == []
+
+
+def test_a_known_memory_becomes_as_delicate_but_lives_on(held: Held) -> None:
+    (old,) = say(held, "I live in Lisbon.")
+    again = MemoryWriter(held, RuleReader()).remember("maya", [Spoken("user", "I live in Lisbon.")], DELICATE)
+    assert [(one.event, one.cube.id, one.cube.version) for one in again] == [("NONE", old.cube.id, 1)]
+    assert header(held, old.cube.id) == (("work",), ("health",), (Grant("tom"),), "")
+
+
+def test_what_is_outdated_changes_nothing(held: Held) -> None:
+    (old,) = say(held, "I live in Porto.", at="2026-02-01")
+    writer = MemoryWriter(held, RuleReader())
+    told = writer.remember("maya", [Spoken("user", "I live in Lisbon.")], form_at(DELICATE, "2026-01-01"))
+    assert [one.event for one in told] == ["NONE"]
+    assert held.vault.get(old.cube.id) == old.cube
+
+
+def test_more_than_one_transaction_holds_is_refused(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "MAX_STEPS", 1)
+    with pytest.raises(BadInput, match="in parts"):
+        say(held, "I live in Lisbon. My favourite tea is oolong.")
+    assert told(held) == []
+
+
+def test_what_is_deleted_meanwhile_is_added_anew(held: Held) -> None:
+    (old,) = say(held, "My favourite tea is oolong.")
+    deletes = iter([old.cube.id])
+    held.disturb = lambda: [held.vault.delete(cube_id, actor="maya") for cube_id in deletes].clear()
+    (new,) = say(held, "My favourite tea is sencha.")
+    assert (new.event, told(held)) == ("ADD", ["My favourite tea is sencha."])
+
+
 def test_one_message_may_correct_itself(held: Held) -> None:
     (only,) = say(held, "My favourite tea is oolong. No, my favourite tea is sencha.")
     assert (only.event, only.cube.version, told(held)) == ("ADD", 2, ["my favourite tea is sencha."])
@@ -160,6 +213,22 @@ def test_turns_are_written_in_the_background_in_order(held: Held) -> None:
     (memory,) = held.vault.list("maya")
     assert (memory.text, memory.version) == ("My favourite number is 19.", 20)
     assert told(held, "tom") == ["My favourite tea is chai."]
+
+
+def test_a_turn_is_compared_with_what_its_key_is_cleared_for(held: Held) -> None:
+    secret = MemCube.plaintext("My favourite tea is oolong.", owner="maya")
+    held.vault.add([secret], actor="maya")
+    held.vault.edit(secret.id, actor="maya", sensitivity=["health"])
+
+    async def run() -> None:
+        writer = TurnWriter(MemoryWriter(held, RuleReader()))
+        writer.start()
+        before = outcome("written")
+        writer.submit(dataclasses.replace(turn("My favourite tea is sencha."), clearance=frozenset(("work",))))
+        await settled("written", before + 1)
+
+    asyncio.run(run())
+    assert told(held) == ["My favourite tea is oolong.", "My favourite tea is sencha."]
 
 
 def test_too_many_turns_are_counted_and_logged(
