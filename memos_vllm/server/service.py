@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -180,7 +180,7 @@ class MemoryService:
         """The cubes with their uses in their headers, as they are shown. Raises VaultUnavailable."""
         return self.uses.shown(cubes)
 
-    def recall(self, user: str, query: str) -> list[Hit]:
+    def recall(self, user: str, query: str) -> Iterator[Hit]:
         """Those of the user's own archived memories that fit a query; none comes back by it. Raises MemosError."""
         context = self.caller(user).context("api")
         return recall(self.vault, user, query, admits=lambda cube: may_read(cube, user, context))

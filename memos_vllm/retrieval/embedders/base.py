@@ -91,9 +91,9 @@ class QueryEmbedder:
             failed = False
             log.warning("searching by words alone: %s", error)
         except EmbedderUnavailable as error:
-            log.warning("searching by words alone for %.0f s: %s", PAUSE, error)
+            log.warning("searching by words alone: %s", error)
         except Exception:  # whatever a model does, words can answer too
-            log.exception("searching by words alone for %.0f s", PAUSE)
+            log.exception("searching by words alone")
         finally:
             with self._lock:
                 self._failed, self._again = failed, time.monotonic() + PAUSE if failed else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -204,7 +205,7 @@ def search_memories(body: SearchRequest, service: Service, user: User) -> Memori
     wanted = query_of(body)
     if body.archived:
         recalled = service.recall(user, body.query)
-        hits = [hit for hit in recalled if wanted.lets_through(hit.cube)][: body.count()]
+        hits = [*islice((hit for hit in recalled if wanted.lets_through(hit.cube)), body.count())]
     else:
         hits = service.search(user, body.query, top_k=body.count(), **wanted.options())
     least = body.threshold
