@@ -35,7 +35,7 @@ from memos_vllm.vault.words import names_in, words_of
 
 MAX_CHARS = 8192
 """Characters of a question that are read."""
-_INDEXED_FIELDS = frozenset({"source", "tags"})
+_INDEXED_FIELDS = frozenset({"owner", "source", "fingerprint", "tags"})
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ class MemOperator:
         )
 
     def _hits(self, txn: Txn, limits: _Limits, asked: Asked, top_k: int) -> list[Hit]:
-        scope = Scope(txn, limits.principals, limits.clearance)
+        owner = limits.filters.get("owner")
+        scope = Scope(txn, limits.principals, limits.clearance, owner if isinstance(owner, str) else None)
         alive = scope.rows["expires"] > time.time_ns() // 1000
         admitted = alive & _admitted(scope, limits)
         if not admitted.any():
