@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 
@@ -47,6 +47,7 @@ _REASON = re.compile(
     r"(?:since|as|because|given that|now that)\s+(?P<reason>(?:I|I['’]\w+|my|we)\b[^,;]*),.*\?", re.IGNORECASE
 )
 _PREFERENCES = frozenset(("favourit", "taste", "choice", "prefer", "answer", "use", "diet", "switch"))
+_STATES = frozenset(("home", "employer", "job", "status", "diet"))
 _SOUGHT = ("statement", "instruction")
 
 
@@ -80,8 +81,20 @@ class RuleReader:
 
         Half characters, which JSON can carry and the vault cannot, are read as question marks.
         """
-        texts = (message.text.encode(errors="replace").decode() for message in messages if message.role == "user")
-        return [draft for text in texts for draft in _drafts(text, at)]
+        said = ((one.name, one.text.encode(errors="replace").decode()) for one in messages if one.role == "user")
+        return [replace(draft, speaker=name) for name, text in said for draft in _drafts(text, at)]
+
+
+def date_of(words: str, key: str, at: datetime) -> str:
+    """The date of a memory: what it tells of; of something that has one value at a time, when that was said."""
+    return at.date().isoformat() if key else happened(words, at)
+
+
+def is_to_come(words: str, meant: About, at: datetime) -> bool:
+    """Whether a state begins later ("I'm moving to Porto in May."): until then it is as it was."""
+    if meant.family not in _STATES:
+        return False
+    return _PLAN.search(words) is not None or any(moment.first > at.date() for moment in moments(words, at))
 
 
 def statements(text: str, at: datetime) -> list[Statement]:
@@ -124,7 +137,7 @@ def _drafts(text: str, at: datetime) -> Iterator[Draft]:
         return
     for told in statements(text, at):
         words, key = text[told.span.start : told.span.end], told.about.key
-        yield Draft(words, told.semantic_type, (), happened(words, at), key, 0.9 if key else 0.6)
+        yield Draft(words, told.semantic_type, (), date_of(words, key, at), key, 0.9 if key else 0.6)
 
 
 def _foreign(text: str, at: datetime) -> Iterator[Draft]:
@@ -169,7 +182,7 @@ def _type(words: str, unit: Unit, at: datetime) -> SemanticType:
     if unit.standing or unit.about.key.partition(" ")[0] in _PREFERENCES:
         return "user_preference"
     if unit.about.key and unit.about.family != "do":
-        return "fact"
+        return "episode" if is_to_come(words, unit.about, at) else "fact"
     past = not unit.about.key and _PAST.search(words)
     if past or _PLAN.search(words) or moments(words, at):
         return "episode"
