@@ -57,8 +57,9 @@ def strength(header: Header, uses: Uses, now: float, half_life_days: float | Non
     half_life = header.half_life_days or half_life_days
     if half_life is None or header.priority == "pinned":
         return 1.0
+    half_life = max(half_life, MIN_HALF_LIFE)
     idle = max(now - max(uses.at, seconds_of(header.updated)), 0.0) / DAY
-    return math.exp2(-idle / (max(half_life, MIN_HALF_LIFE) * LASTING[header.priority] * (1 + math.log2(1 + uses.count))))
+    return math.exp2(-idle / (half_life * LASTING[header.priority] * (1 + math.log2(1 + uses.count))))
 
 
 class Lifecycle:

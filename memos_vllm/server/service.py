@@ -308,14 +308,21 @@ class MemoryService:
         self.cutter.forget(owner)
         return count
 
-    def pipeline(self, steps: Sequence[Step], actor: str, permit: Permit | None = None) -> list[MemCube]:
+    def revision(self, user: str) -> int:
+        """See `Vault.revision`. Raises VaultUnavailable."""
+        return self.vault.revision(user)
+
+    def pipeline(
+        self, steps: Sequence[Step], actor: str, permit: Permit | None = None, *, seen: int | None = None
+    ) -> list[MemCube]:
         """Apply steps in their order, all or none; K/V of what changed go. One cube a step. Raises MemosError.
 
         permit: asked inside the transaction with each cube that a step touches; it raises what forbids the step.
+        seen: the actor's revision that the steps were decided on; Conflict where it is another now.
         """
         named = {cube_id for step in steps for cube_id in _ids_in(step) if is_id(cube_id)}
         before = {record.key for cube_id in named for record in self.vault.kv_of(cube_id)}
-        cubes = self.vault.pipeline(steps, actor=actor, permit=permit)
+        cubes = self.vault.pipeline(steps, actor=actor, permit=permit, seen=seen)
         self._forget({key for key in before if self.vault.get_kv(key) is None}, "superseded")
         gone = {cube.id for cube, step in zip(cubes, steps, strict=True) if isinstance(step, DeleteStep)}
         self.written([cube for cube in cubes if cube.id not in gone and cube.header.state in HOT])

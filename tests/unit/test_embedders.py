@@ -194,7 +194,7 @@ def test_an_embedder_that_fails_is_left_alone_for_a_while(monkeypatch: pytest.Mo
 
 
 def test_no_answer_and_no_password_is_in_an_error() -> None:
-    with embedding_server(lambda path, body: (422, {"detail": "my secret diary"})) as (url, _):
-        with pytest.raises(StartError) as caught:
-            RemoteEmbedder(url.replace("http://", "http://maya:hunter2@"))
+    server = embedding_server(lambda path, body: (422, {"detail": "my secret diary"}))
+    with server as (url, _), pytest.raises(StartError) as caught:
+        RemoteEmbedder(url.replace("http://", "http://maya:hunter2@"))
     assert "diary" not in str(caught.value) and "hunter2" not in str(caught.value) and "422" in str(caught.value)

@@ -19,9 +19,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from memos_vllm.cube import Header, MemCube, State
 from memos_vllm.errors import Conflict
 from memos_vllm.retrieval import MemOperator
+from memos_vllm.scheduler import recall as module
 from memos_vllm.scheduler.clock import DAY, stamp_of
 from memos_vllm.scheduler.lifecycle import ACTOR, CHANGES, FAINT, PAGE, Lifecycle, strength
-from memos_vllm.scheduler import recall as module
 from memos_vllm.scheduler.recall import recall
 from memos_vllm.vault import Uses, Vault
 from memos_vllm.vault.states import ALLOWED, HOT

@@ -105,7 +105,7 @@ def inferred(body: AddRequest, service: MemoryService, user: str) -> Memories:
         priority=body.priority,
         sensitivity=tuple(body.sensitivity),
     )
-    spoken = [Spoken(message.role, message.text()) for message in body.spoken()]
+    spoken = [Spoken(message.role, message.text(), message.name or "") for message in body.spoken()]
     written = service.writer.remember(user, spoken, form_at(form, body.time()))
     return Memories(results=[Memory.of(one.cube, user, event=one.event) for one in written])
 
