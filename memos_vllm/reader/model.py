@@ -144,7 +144,8 @@ def grounded(told: Sequence[_Told], messages: Sequence[Spoken], at: datetime) ->
         text, meant = memory.text.strip()[:MAX_MEMORY], about(memory.text)
         when = memory.when if stems(memory.when) <= spoken else ""
         episode = memory.type == "episode" or is_to_come(f"{when} {text}", meant, at)
-        kind, key = ("episode", "") if episode else (memory.type, meant.key)
+        kind: SemanticType = "episode" if episode else memory.type
+        key = "" if episode else meant.key
         drafts.append(Draft(text, kind, (), date_of(f"{when} {text}", key, at), key, 0.8, speaker))
     return drafts
 

@@ -45,9 +45,9 @@ def recall(
     best = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores)]
     ids = [*lengths]
     for at in best.tolist():
-        cube = _still_archived(vault, ids[at])
-        if cube is not None and admits(cube):
-            yield Hit(cube, float(scores[at]), {"lexical": float(scores[at])})
+        found = _still_archived(vault, ids[at])
+        if found is not None and admits(found):
+            yield Hit(found, float(scores[at]), {"lexical": float(scores[at])})
 
 
 def _read(vault: Vault, owner: str, admits: Callable[[MemCube], bool]) -> Iterator[tuple[MemCube, Counter[str]]]:

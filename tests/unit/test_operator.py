@@ -163,7 +163,12 @@ def test_what_others_share_changes_nothing_for_a_prompt(vault: Vault, monkeypatc
     add(vault, *("tea tea lake" for _ in range(50)), owner="bo", access=["maya"], source="s")
     loaded: list[str] = []
     load = _Reader._load
-    monkeypatch.setattr(_Reader, "_load", lambda reader, cube_id: loaded.append(cube_id) or load(reader, cube_id))
+
+    def noted(reader: _Reader, cube_id: str) -> MemCube:
+        loaded.append(cube_id)
+        return load(reader, cube_id)
+
+    monkeypatch.setattr(_Reader, "_load", noted)
     after = [(hit.cube.id, hit.score, hit.parts) for hit in operator.search("maya", "tea", top_k=5, filters=own)]
     assert before == after and len(loaded) == len(before)
     assert operator.search("maya", "tea", top_k=5, filters={**own, "fingerprint": "favourit tea"}) == []

@@ -171,7 +171,12 @@ def test_two_speakers_of_one_request_do_not_speak_for_each_other(held: Held) -> 
 
 def test_two_requests_at_once_store_one_memory(held: Held) -> None:
     others = iter(["I live in Lisbon."])
-    held.disturb = lambda: [void(hold(held, text)) for text in others].clear()
+
+    def disturb() -> None:
+        for text in others:
+            hold(held, text)
+
+    held.disturb = disturb
     (same,) = say(held, "I live in Lisbon.")
     assert (same.event, told(held)) == ("NONE", ["I live in Lisbon."])
 
