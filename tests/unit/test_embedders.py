@@ -108,6 +108,14 @@ def test_a_server_that_is_gone() -> None:
     embedder.close()
 
 
+class Model(torch.nn.Linear):
+    max_seq_length = 8
+
+    def __init__(self, **prompts: str) -> None:
+        super().__init__(3, 2)
+        self.prompts = prompts
+
+
 def test_models_of_one_folder_name_have_names_of_their_own() -> None:
     model: Any = torch.nn.Linear(3, 2)
     other: Any = torch.nn.Linear(3, 2)
@@ -115,10 +123,9 @@ def test_models_of_one_folder_name_have_names_of_their_own() -> None:
         one.max_seq_length, one.prompts = 8, {}
     first = _digest(model)
     assert first == _digest(model) != _digest(other)
-    other.load_state_dict(model.state_dict())
-    assert _digest(other) == first
-    other.prompts = {"query": "question: "}
-    assert _digest(other) != first
+    for one in (other, prompted):
+        one.load_state_dict(model.state_dict())
+    assert _digest(other) == first != _digest(prompted)
 
 
 def test_questions_go_before_the_rest_of_a_batch(local: Embedder) -> None:
