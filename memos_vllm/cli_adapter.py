@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 from rich import box
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from memos_vllm.governance.identity import Caller
     from memos_vllm.parameter.registry import AdapterEntry, AdapterRegistry, AdapterVersion
 
-Actions = argparse._SubParsersAction  # type: ignore[type-arg]  # argparse names no public type for it
+Actions: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What `add_subparsers` returns; argparse has no public name for it."""
 
 
 def add_adapter_parser(parser: argparse.ArgumentParser) -> Actions:
@@ -134,8 +135,8 @@ def _list(args: argparse.Namespace) -> int:
     for entry in entries:
         newest = entry.versions[-1] if entry.versions else None
         size = decimal(sum({version.digest: version.bytes for version in entry.versions}.values()))
-        cells = (f"{entry.owner}/{entry.name}", _active(entry), str(len(entry.versions)))
-        cells += (str(newest.rank), newest.base_model) if newest else ("", "")
+        cells = [f"{entry.owner}/{entry.name}", _active(entry), str(len(entry.versions))]
+        cells += [str(newest.rank), newest.base_model] if newest else ["", ""]
         table.add_row(*map(escape, cells), size)
     Console().print(table)
     return 0
@@ -160,8 +161,8 @@ def _show(args: argparse.Namespace) -> int:
     table = Table(*columns, box=box.SIMPLE)
     for version in entry.versions:
         more = " ".join((*version.tags, *(f"{name}={value}" for name, value in version.metadata.items())))
-        cells = (f"v{version.version}", version.created[:19], version.author, str(version.rank), f"{version.scale:g}")
-        cells += (version.dtype, " ".join(version.target_modules), version.base_model, decimal(version.bytes), more)
+        cells = [f"v{version.version}", version.created[:19], version.author, str(version.rank), f"{version.scale:g}"]
+        cells += [version.dtype, " ".join(version.target_modules), version.base_model, decimal(version.bytes), more]
         table.add_row(*map(escape, cells))
     Console().print(table)
     return 0

@@ -42,8 +42,8 @@ def add_key_parser(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=ROLES,
         default=[],
-        help="reader: changes nothing; auditor: reads, the whole audit log too; admin: everything "
-        "(default: what a user may do with their own memories)",
+        help="reader: changes nothing; auditor: reads, the whole audit log too; admin: writes too, "
+        "and gives memories to others (default: what a user may do with their own memories)",
     )
     create.add_argument(
         "--clearance",
@@ -61,7 +61,7 @@ def add_key_parser(parser: argparse.ArgumentParser) -> None:
 def add_group_parser(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     add = actions.add_parser("add", help="put users into a group: add DIR GROUP USER …")
-    remove = actions.add_parser("remove", help="take users out of a group, or remove it where none are named")
+    remove = actions.add_parser("remove", help="take users out of a group; where none are named, remove it")
     listing = actions.add_parser("list", help="print the groups and who is in them")
     for action, run in ((add, _add_members), (remove, _remove_members), (listing, _list_groups)):
         action.add_argument("dir", type=Path, help="the memory directory")

@@ -163,7 +163,7 @@ def _reindex(args: argparse.Namespace) -> int:
     with _progress() as progress, Vault.open(args.dir) as vault:
         progress.add_task("index", total=None)
         searched = vault.reindex()
-        vault.record(actor=_operator(), action="vault.reindex")
+        vault.record({"actor": _operator(), "action": "vault.reindex"})
     _plain(f"{args.dir}: {searched:,} memories in the index")
     return 0
 

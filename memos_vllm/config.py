@@ -214,6 +214,22 @@ class MemoryConfig:
         "label for those whose tags the question names, frequency for those used often lately, priority for those that "
         "their owner put first (default: semantic). A request may choose with x-memos-policy.",
     )
+    adapters: Literal["off", "named", "auto"] = _flag(
+        "off",
+        "adapters",
+        "{off,named,auto}",
+        _one_of("off", "named", "auto"),
+        "Whether users' LoRA adapters are served: named where a request names one as its model, auto also a user's "
+        "default adapter where a request names the base model; both turn on vLLM's --enable-lora (default: off).",
+    )
+    adapter_gib: float = _flag(
+        2.0,
+        "adapter-gib",
+        "GIB",
+        _gib,
+        "Room for the engine's own copies of adapters, in GiB, in /dev/shm or else in the temporary directory; those "
+        "used longest ago make room (default: 2).",
+    )
     half_life: float | None = _flag(
         None,
         "half-life",
@@ -255,6 +271,10 @@ class MemoryConfig:
     @property
     def kv_disk_bytes(self) -> int:
         return int(self.kv_disk_gib * GIB)
+
+    @property
+    def adapter_bytes(self) -> int:
+        return int(self.adapter_gib * GIB)
 
     @property
     def max_bytes(self) -> int | None:

@@ -18,6 +18,10 @@ from memos_vllm.errors import BadInput, NotPlaintext, TooLarge
 MAX_TEXT_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 16
 MAX_PRINCIPAL_CHARS = 128
+MIN_HALF_LIFE = 0.001
+"""Days: a minute and a half."""
+MAX_GRANTS = 64
+"""Of one cube: each principal's part of the search index holds it."""
 
 Origin = Literal["inference_extraction", "user_input", "external_retrieval", "parameter_fine_tuning"]
 SemanticType = Literal["task_prompt", "fact", "user_preference", "domain_knowledge", "episode"]
@@ -276,11 +280,13 @@ def completed(cube: MemCube) -> MemCube:
 
 
 def _normal_access(header: Header) -> tuple[Grant, ...]:
-    """One grant a principal, without the owner, every right with reading."""
+    """One grant a principal, without the owner, every right with reading. Raises BadInput, TooLarge."""
     rights: dict[str, set[Right]] = {}
     for grant in header.access:
         rights.setdefault(checked_principal(grant.principal), {"read"}).update(grant.rights)
     rights.pop(header.owner, None)
+    if len(rights) > MAX_GRANTS:
+        raise TooLarge(f"{len(rights)} principals have access, the limit is {MAX_GRANTS}; share it with a group.")
     order: tuple[Right, ...] = ("read", "write", "share")
     return tuple(Grant(name, tuple(right for right in order if right in held)) for name, held in rights.items())
 
@@ -294,8 +300,8 @@ def _check_header(header: Header) -> None:
     numbers = [header.half_life_days, *header.metadata.values()]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise BadInput("meta holds a number that is not finite.")
-    if header.half_life_days is not None and header.half_life_days <= 0:
-        raise BadInput("meta.half_life_days must be above 0.")
+    if header.half_life_days is not None and header.half_life_days < MIN_HALF_LIFE:
+        raise BadInput(f"meta.half_life_days must be {MIN_HALF_LIFE} at least.")
     try:
         size = len(msgspec.msgpack.encode(header))
     except (UnicodeEncodeError, OverflowError) as error:
@@ -363,4 +369,4 @@ def timestamp(value: str, field: str) -> str:
 
 
 def _utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

@@ -10,11 +10,19 @@ if TYPE_CHECKING:
 
 
 def register() -> None:
-    """`vllm.general_plugins`: lets `--kv-transfer-config`, MultiConnector's too, name MemosConnector without a path."""
+    """`vllm.general_plugins`: lets `--kv-transfer-config`, MultiConnector's too, name MemosConnector without a path,
+    and vLLM ask for adapters; mends what vLLM does with these on CPUs.
+    """
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    from vllm.platforms import current_platform
+
+    from memos_vllm.engine import cpu_lora, lora_resolver
 
     with suppress(ValueError):  # registered before: vLLM may load plugins twice
         KVConnectorFactory.register_connector("MemosConnector", "memos_vllm.engine.connector", "MemosConnector")
+    lora_resolver.register()
+    if current_platform.is_cpu():
+        cpu_lora.mend()
 
 
 def endpoint_plugin() -> EndpointPlugin:

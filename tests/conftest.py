@@ -14,7 +14,7 @@ SHARED = {
     "servers": re.compile(r"\b(open_server|keyed_server|open_api|keyed_api): Server"),
     "engine": re.compile(r"def test_\w+\(engine: Engine"),
 }
-"""Fixtures that start something for the whole run: the modules that use one stay with the worker that has started it."""
+"""Fixtures that start something for the whole run: modules that use one stay with the worker that has started it."""
 FIRST = (
     "test_bench_smoke",
     "test_data_parallel",
@@ -39,10 +39,10 @@ def _rank(path: Path) -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give a worker whole modules. (`--dist loadgroup` of pytest-xdist 3.8 marks tests in a way that pytest 9.2 ignores.)"""
+    """Give a worker whole modules: pytest 9.2 does not see the groups of pytest-xdist 3.8's own `--dist loadgroup`."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+    class ByModule(LoadScopeScheduling):  # type: ignore[misc] # its base has no types
         def _split_scope(self, nodeid: str) -> str:
             return _together(nodeid.partition("::")[0])
 

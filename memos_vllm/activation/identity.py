@@ -22,6 +22,9 @@ MAX_HEADER = 100 << 20
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
 
+ADAPTER_NAME = "memos:"
+"""What the engine's name of a parameter cube's adapter begins with."""
+
 
 class KVIdentity(msgspec.Struct, frozen=True):
     """Everything but the tokens that changes K/V bytes. `kv_heads` and `layers` count the whole model, not a rank."""
@@ -135,6 +138,11 @@ def identity_of(vllm_config: Any) -> KVIdentity:
     )
 
 
+def adapter_name(version: str, digest: str) -> str:
+    """What the engine calls a version (`<cube id>@vN`) of an adapter: no owner's words, the same weights for ever."""
+    return f"{ADAPTER_NAME}{version}:{digest}"
+
+
 @lru_cache(maxsize=4096)
 def _adapter_version(path: str, changed: int) -> str:
     """32 hex digits over an adapter's files; `changed` (nanoseconds) only keeps the cache from growing stale."""
@@ -145,8 +153,11 @@ def _adapter_version(path: str, changed: int) -> str:
 def with_adapter(identity: KVIdentity, name: str, path: str) -> KVIdentity:
     """The identity of K/V made with the LoRA adapter `name`, whose files lie in the folder `path`.
 
+    The name of a parameter cube's adapter says which weights it has (`ADAPTER_NAME`); for others the files are read.
     Raises OSError when the folder cannot be read.
     """
+    if name.startswith(ADAPTER_NAME):
+        return msgspec.structs.replace(identity, adapter=name)
     changed = max(entry.stat().st_mtime_ns for entry in (Path(path), *Path(path).iterdir()))
     return msgspec.structs.replace(identity, adapter=f"{name}@{_adapter_version(path, changed)}")
 

@@ -51,7 +51,7 @@ def export(
     """Note an export in the registry, and return its number (8 hex digits) and the cubes in their outside form.
 
     A user's own cubes, without those that expired, that are caches of pipelines, or that `clearance` does not cover.
-    Whom they are shared with is left out. Raises BadInput.
+    Whom they are shared with, who wrote them and what they derive from are left out. Raises BadInput.
     """
     number = _new_number(vault)
     key = _key(vault, actor) if marked else b""
@@ -80,10 +80,10 @@ def _cubes(vault: Vault, user: str) -> Iterator[MemCube]:
 def _outside(cube: MemCube, number: int, key: bytes, *, redacted: bool) -> dict[str, Any]:
     data = cube.to_json()
     meta, payload = data["meta"], data["payload"]
-    meta["access"] = []
+    meta |= {"access": [], "author": "", "parents": []}
     meta["watermark"] = _name(number) if key else ""
     if redacted:
-        for field in ("tags", "metadata", "fingerprint", "source"):
+        for field in ("owner", "tags", "metadata", "fingerprint", "source"):
             meta[field] = _redacted(meta[field])
     if "content" in payload:
         content = _redacted(payload["content"]) if redacted else payload["content"]
@@ -92,12 +92,15 @@ def _outside(cube: MemCube, number: int, key: bytes, *, redacted: bool) -> dict[
 
 
 def _redacted(value: Any) -> Any:
-    """A JSON value without sensitive content; a number that is sensitive becomes its kind."""
+    """A JSON value without sensitive content; a number that is sensitive becomes its kind.
+
+    Marks of an earlier export go first: they would stand between the parts of a number or an address.
+    """
     match value:
         case str():
-            return redact(value).text
+            return redact(watermark.strip(value)).text
         case dict():
-            return {redact(name).text: _redacted(held) for name, held in value.items()}
+            return {_redacted(name): _redacted(held) for name, held in value.items()}
         case list():
             return [_redacted(held) for held in value]
         case int() if not isinstance(value, bool) and value >= 10**_MIN_DIGITS and find_sensitive(str(value)):

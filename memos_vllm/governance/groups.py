@@ -3,9 +3,10 @@
 import msgspec
 
 from memos_vllm.cube import MAX_PRINCIPAL_CHARS, checked_principal
-from memos_vllm.errors import BadInput, NotFound
+from memos_vllm.errors import BadInput, Conflict, NotFound
 from memos_vllm.governance.identity import GROUP_PREFIX, checked_user, group_principal
 from memos_vllm.vault import Vault
+from memos_vllm.vault.pipeline import MAX_STEPS, GrantStep
 
 KIND = "group"
 
@@ -26,12 +27,16 @@ def add(vault: Vault, name: str, users: list[str], *, actor: str) -> Group:
 
 
 def remove(vault: Vault, name: str, users: list[str], *, actor: str) -> Group | None:
-    """Take users out of a group, or remove the group (None) where none are named. Raises NotFound, BadInput."""
+    """Take users out of a group, or remove the group (None) where none are named: what was shared with it no longer is.
+
+    Raises NotFound, BadInput; Conflict where a group that owns memories or snapshots is to be removed.
+    """
     entry = _entry_name(name)
     old = vault.get_entry(KIND, entry, Group)
     if old is None:
         raise NotFound(f"There is no group {name!r}; `memos-vllm group list` shows them.")
     if not users:
+        _withdraw(vault, entry, actor)
         vault.delete_entry(KIND, entry, actor=actor)
         return None
     strangers = sorted(set(users) - set(old.members))
@@ -40,6 +45,18 @@ def remove(vault: Vault, name: str, users: list[str], *, actor: str) -> Group | 
     group = Group(tuple(member for member in old.members if member not in users))
     vault.put_entry(KIND, entry, group, actor=actor)
     return group
+
+
+def _withdraw(vault: Vault, principal: str, actor: str) -> None:
+    """Take away what a group may read: another one of its name must not inherit it. Raises Conflict."""
+    snapshots, cubes = len(vault.snapshots(principal)), vault.readable(principal)
+    owned = sum(cube.owner == principal for cube in cubes)
+    if owned or snapshots:
+        held = f"{owned} memories and {snapshots} snapshots"
+        raise Conflict(f"{principal!r} owns {held}: its members delete them, or give them to others, first.")
+    steps = [GrantStep(cube.id, principal, ()) for cube in cubes]
+    for first in range(0, len(steps), MAX_STEPS):
+        vault.pipeline(steps[first : first + MAX_STEPS], actor=actor)
 
 
 def listed(vault: Vault) -> dict[str, Group]:

@@ -104,7 +104,7 @@ class Clause:
             return f"favourite {self.kind}"
         words = [word for word in self.lead.split() if word not in ("a", "an", "some", "my", "his", "her", "their")]
         told = " ".join((self.verb, *words))
-        return NOUN_OF.get(told) or NOUN_OF.get(told.removesuffix(" the"), "")
+        return str(NOUN_OF.get(told) or NOUN_OF.get(told.removesuffix(" the"), ""))
 
     def told(self, subject: str = "", value: str = "") -> str:
         """The clause as a sentence, of its subject and value or of others."""

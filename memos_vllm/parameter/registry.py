@@ -24,6 +24,9 @@ from memos_vllm.vault.states import SERVING
 
 __all__ = ["AdapterEntry", "AdapterFiles", "AdapterRegistry", "AdapterVersion", "BaseModel", "Caller"]
 
+# `AdapterRegistry.list` hides the builtin from annotations in the class body.
+Entries = list[AdapterEntry]
+
 MAX_RANK = 64
 MAX_BYTES = 1 << 30
 
@@ -84,13 +87,13 @@ class AdapterRegistry:
             held = self.vault.put_adapter(MemCube(header, payload), folder, actor=author, switch=switch)
         return version_of(held, held.versions[-1])
 
-    def list(self, caller: Caller) -> "list[AdapterEntry]":
+    def list(self, caller: Caller) -> Entries:
         """The adapters that a caller may use: their own, then others', by owner and name."""
         held = [held for held in self.vault.adapters_of(caller.principals) if _visible(held, caller)]
         entries = (entry_of(one, owned=one.record.owner in caller.principals) for one in held)
         return sorted(entries, key=lambda entry: entry.owner != caller.user)
 
-    def all(self) -> "list[AdapterEntry]":
+    def all(self) -> Entries:
         """The adapters of all owners, for an operator, by owner and name."""
         return [entry_of(held, owned=True) for held in self.vault.all_adapters()]
 

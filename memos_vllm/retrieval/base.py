@@ -14,6 +14,9 @@ SIGNALS = ("lexical", "dense", "neighbours", "hints")
 """What a search goes by: words; meaning, where there is an embedder; what the turns around a turn tell; and hints: a
 speaker or a month that the question names, texts that ask or are short."""
 
+MAX_BITS = 64
+"""Of an integer in metadata."""
+
 Scored = list[tuple[int, int, float]]
 """`[start, end)` characters of a text with a score above 0; scores of one query compare."""
 
@@ -58,16 +61,19 @@ class Operator(Protocol):
         filters: Mapping[str, Any] | None = None,
         window: TimeWindow | None = None,
         types: Sequence[SemanticType] | None = None,
-        tags: Sequence[str] | None = None,
+        tags: Sequence[Sequence[str]] = (),
         neighbours: bool = True,
         using: Collection[str] | None = None,
+        clearance: Collection[str] | None = None,
     ) -> list[Hit]:
         """At most `top_k` hits, best first, without expired cubes.
 
         principals: whom the caller speaks for, a user and their groups.
-        filters: see `matches`; window: when it happened; types: any of these; tags: any of these.
+        filters: see `matches`; window: when it happened; types: any of these; tags: any of each list.
         neighbours: whether a turn also counts for the turns around it in its conversation.
         using: the signals that decide (see SIGNALS), all that there are by default.
+        clearance: the sensitivity tags that the caller may read, None for all; what has another is not there for them,
+        in no score and for no neighbour.
         Raises BadInput, VaultUnavailable.
         """
         ...
@@ -85,11 +91,19 @@ def matches(cube: MemCube, filters: Mapping[str, Any]) -> bool:
     return all(_matches(cube, name, options_of(wanted)) for name, wanted in filters.items())
 
 
+def tagged(cube: MemCube, tags: Sequence[Sequence[str]]) -> bool:
+    """Whether a cube has any tag of each list."""
+    return all(not set(options).isdisjoint(cube.header.tags) for options in tags)
+
+
 def checked_filters(filters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The filters themselves. Raises BadInput where one is no value or list of values."""
+    """The filters themselves. Raises BadInput where one is no value or list of values, or too large a number."""
     for name, wanted in filters.items():
-        if any(isinstance(option, Mapping | list | tuple) for option in options_of(wanted)):
+        options = options_of(wanted)
+        if any(isinstance(option, Mapping | list | tuple) for option in options):
             raise BadInput(f"The filter {name!r} must be a value or a list of values.")
+        if any(isinstance(option, int) and option.bit_length() > MAX_BITS for option in options):
+            raise BadInput(f"The filter {name!r} asks for a number of more than {MAX_BITS} bits.")
     return filters
 
 

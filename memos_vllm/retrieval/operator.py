@@ -18,6 +18,7 @@ from memos_vllm.retrieval.base import (
     is_field,
     matches,
     options_of,
+    tagged,
 )
 from memos_vllm.retrieval.dates import months_in
 from memos_vllm.retrieval.embedders import QueryEmbedder
@@ -34,7 +35,7 @@ from memos_vllm.vault.words import names_in, words_of
 
 MAX_CHARS = 8192
 """Characters of a question that are read."""
-_INDEXED_FIELDS = frozenset({"source", "tags"})
+_INDEXED_FIELDS = frozenset({"owner", "source", "fingerprint", "tags"})
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ class _Limits:
 
     principals: tuple[str, ...]
     filters: Mapping[str, Any]
+    tags: Sequence[Sequence[str]]
     window: TimeWindow
     types: frozenset[int] | None
+    clearance: frozenset[str] | None
 
 
 class MemOperator:
@@ -68,18 +71,22 @@ class MemOperator:
         filters: Mapping[str, Any] | None = None,
         window: TimeWindow | None = None,
         types: Sequence[SemanticType] | None = None,
-        tags: Sequence[str] | None = None,
+        tags: Sequence[Sequence[str]] = (),
         neighbours: bool = True,
         using: Collection[str] | None = None,
+        clearance: Collection[str] | None = None,
     ) -> list[Hit]:
         """See `Operator.search`."""
         limits = _Limits(
             principals=(principals,) if isinstance(principals, str) else tuple(principals),
-            filters=checked_filters({**(filters or {}), **({"tags": tags} if tags else {})}),
+            filters=checked_filters(filters or {}),
+            tags=tags,
             window=window or TimeWindow(),
             types=frozenset(TYPES[name] for name in types) if types else None,
+            clearance=None if clearance is None else frozenset(clearance),
         )
-        asked = self._asked(query, self._checked(using) - (set() if neighbours else {"neighbours"}))
+        signals = self._checked(using) - (set() if neighbours else {"neighbours"})
+        asked = self._asked(query, signals, limits.principals)
         return self._vault.read(lambda txn: self._hits(txn, limits, asked, top_k))
 
     def sentence_scores(self, query: str, text: str) -> Scored:
@@ -95,11 +102,11 @@ class MemOperator:
         present = [name for name in SIGNALS if name != "dense" or self._embedder]
         wanted = frozenset(present if using is None else using)
         if not wanted <= set(present):
-            names = ", ".join(sorted(wanted - set(present)))
-            raise BadInput(f"This server does not search by {names[:200]}; it has {', '.join(present)}.")
+            names = ", ".join(sorted(wanted - set(present)))[:200]
+            raise BadInput(f"This server does not search by {names!r}; it has {', '.join(present)}.")
         return wanted
 
-    def _asked(self, query: str, signals: Collection[str]) -> Asked:
+    def _asked(self, query: str, signals: Collection[str], principals: Sequence[str]) -> Asked:
         hints = "hints" in signals
         meant = self._embedder if "dense" in signals else None
         return Asked(
@@ -113,7 +120,8 @@ class MemOperator:
         )
 
     def _hits(self, txn: Txn, limits: _Limits, asked: Asked, top_k: int) -> list[Hit]:
-        scope = Scope(txn, limits.principals)
+        owner = limits.filters.get("owner")
+        scope = Scope(txn, limits.principals, limits.clearance, owner if isinstance(owner, str) else None)
         alive = scope.rows["expires"] > time.time_ns() // 1000
         admitted = alive & _admitted(scope, limits)
         if not admitted.any():
@@ -158,8 +166,11 @@ class _Reader:
 
     def _admits(self, cube: MemCube) -> bool:
         """What the index may not know to the letter; access is looked at twice."""
-        readable = not set(self._limits.principals).isdisjoint(cube.readers())
-        return readable and not cube.expired(self._moment) and matches(cube, self._limits.filters)
+        limits = self._limits
+        readable = not set(limits.principals).isdisjoint(cube.readers())
+        cleared = limits.clearance is None or limits.clearance.issuperset(cube.header.sensitivity)
+        wanted = matches(cube, limits.filters) and tagged(cube, limits.tags)
+        return readable and cleared and wanted and not cube.expired(self._moment)
 
 
 def _admitted(scope: Scope, limits: _Limits) -> Flags:
@@ -172,6 +183,8 @@ def _admitted(scope: Scope, limits: _Limits) -> Flags:
         admitted &= rows["happened"] >= micros(window.start)
     if window.end:
         admitted &= rows["happened"] < micros(window.end)
+    for tags in limits.tags:
+        admitted &= scope.holding(_facets("tags", tags))
     for name, wanted in limits.filters.items():
         if name in _INDEXED_FIELDS or not is_field(name):
             admitted &= scope.holding(_facets(name, options_of(wanted)))

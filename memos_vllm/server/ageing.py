@@ -79,3 +79,5 @@ class Ageing:
                 await self.round(time.time())
             except (MemosError, OSError) as error:
                 logger.warning("memories do not age for now: %s", error)
+            except Exception:  # the loop must outlive any one round
+                logger.exception("memories do not age for now")

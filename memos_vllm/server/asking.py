@@ -11,6 +11,7 @@ from typing import Any
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.exceptions import VLLMError
 
+from memos_vllm.engine.lora_resolver import opened_adapter
 from memos_vllm.errors import ReaderFailed
 from memos_vllm.reader.model import MAX_CHARS
 from memos_vllm.server.injection import current_memory
@@ -48,7 +49,8 @@ class ServedModel:
             raise ReaderFailed("The server stops and asks its model nothing any more.") from error
 
     async def _ask(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any], user: str) -> str:
-        current_memory.set(None)  # this is nobody's chat: no memories enter it
+        current_memory.set(None)  # this is nobody's chat: no memories enter it, and the base model answers
+        opened_adapter.set(None)
         try:
             async with asyncio.timeout(PATIENCE):
                 while not self._has_room():  # noqa: ASYNC110 - vLLM has no event for it

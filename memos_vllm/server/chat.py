@@ -278,7 +278,8 @@ def _turn(memory: RequestMemory, request: Any, messages: Sequence[Message]) -> T
         return None
     keys = turn_keys(memory.caller.user, messages)
     source = memory.conversation or getattr(request, "session_id", None) or f"chat-{keys[0].hex()}"
-    return Turn(memory.caller.user, spoken, MemoryForm(source=source, at=datetime.now(UTC)))
+    form = MemoryForm(source=source, at=datetime.now(UTC))
+    return Turn(memory.caller.user, spoken, form, memory.caller.clearance)
 
 
 def _report(memory: RequestMemory, output: Any) -> EngineReport:

@@ -8,6 +8,7 @@ import os
 import secrets
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,11 +17,14 @@ from starlette.responses import JSONResponse
 
 from memos_vllm import config as settings
 from memos_vllm.activation.repair import DECOY
-from memos_vllm.errors import Forbidden, MemosError, QuotaExceeded
+from memos_vllm.errors import Forbidden, MemosError, QuotaExceeded, StartError
 from memos_vllm.governance.directory import Directory
 from memos_vllm.governance.logs import redact_logs
 from memos_vllm.governance.quota import MIB, Limits, RateLimiter
 from memos_vllm.governance.ring import KeyRing
+from memos_vllm.parameter.job import Jobs
+from memos_vllm.parameter.registry import AdapterRegistry, BaseModel
+from memos_vllm.parameter.staging import STAGE_ENV, Stage, new_folder, sweep
 from memos_vllm.reader import ModelReader, RuleReader
 from memos_vllm.retrieval import MemOperator
 from memos_vllm.retrieval.embedders import QueryEmbedder, make_embedder
@@ -28,6 +32,8 @@ from memos_vllm.retrieval.embedding import EmbeddingWorker
 from memos_vllm.scheduler.lifecycle import Lifecycle
 from memos_vllm.scheduler.plan import MemScheduler
 from memos_vllm.server import metrics
+from memos_vllm.server.adapter_door import AdapterDoor
+from memos_vllm.server.adapters import AdapterDesk
 from memos_vllm.server.ageing import Ageing
 from memos_vllm.server.asking import ServedModel
 from memos_vllm.server.chat import ChatHooks
@@ -76,19 +82,25 @@ class MemosEndpoint:
         metrics.create()
         prompts = PromptBuilder(state.online_renderer.renderer.get_tokenizer())
         renderer = ChatRenderer(state.online_renderer, prompts)
-        state.memos = await open_service(config, engine_client, prompts, renderer)
+        state.memos = await open_service(config, engine_client.vllm_config, engine_client, prompts, renderer)
         if config.reader == "model":
             serving = state.openai_serving_chat
             state.memos.writer.reader = model_reader(engine_client, serving, state.memos.secret)
         models = state.openai_serving_models
+        desk = state.memos.desk
+        if desk is not None:
+            state.memos.door = AdapterDoor(desk, models, state.memos.uses, auto=config.adapters == "auto")
+            state.memos.door.install()
+        if resumed := await asyncio.to_thread(state.memos.jobs.resume_all):
+            logger.info("%d trainings go on", resumed)
         ChatHooks(state.memos, renderer, state.online_renderer, models, engine_client).install()
         logger.info("memory is on: %s", config.memory_dir)
 
 
 async def open_service(
-    config: settings.MemoryConfig, engine_client: Any, prompts: PromptBuilder, renderer: ChatRenderer
+    config: settings.MemoryConfig, vllm_config: Any, engine_client: Any, prompts: PromptBuilder, renderer: ChatRenderer
 ) -> MemoryService:
-    """Everything one API server needs for memory. Raises StartError."""
+    """Everything one API server needs for memory; without an engine, all but what runs on it. Raises StartError."""
     assert config.memory_dir is not None
     vault = Vault.open(config.memory_dir, max_bytes=config.max_bytes)
     directory = govern(vault, config)
@@ -100,6 +112,8 @@ async def open_service(
     ageing = Ageing(Lifecycle(vault, half_life_days=config.half_life))
     uses = UseBook(vault, ageing.used)
     uses.start()
+    adapters = open_registry(config, vllm_config, vault)
+    desk = None if config.adapters == "off" or engine_client is None else open_desk(config, engine_client, adapters)
     secret = bytes.fromhex(os.environ[SECRET_ENV]) if SECRET_ENV in os.environ else secrets.token_bytes(32)
     service = MemoryService(
         vault=vault,
@@ -119,6 +133,10 @@ async def open_service(
         secret=secret,
         uses=uses,
         cutter=PieceCutter(prompts, secret),
+        adapters=adapters,
+        jobs=Jobs(config.memory_dir),
+        model=vllm_config.model_config.model,
+        desk=desk,
         splicer=_splicer(config, engine_client, vault, secret, uses, prompts) if config.splice else None,
         scaffold=await renderer.usual_scaffold(),
         mode=config.mode,
@@ -132,6 +150,32 @@ async def open_service(
     service.turn_writer = TurnWriter(service.writer)
     service.turn_writer.start()
     return service
+
+
+def open_registry(config: settings.MemoryConfig, vllm_config: Any, vault: Vault) -> AdapterRegistry:
+    """The adapters of a vault, checked against the engine's model. Raises StartError where they are to be served and
+    that model cannot be read.
+    """
+    model, lora = vllm_config.model_config, vllm_config.lora_config
+    if config.adapters != "off" and lora is None:
+        raise StartError("--memory-adapters needs vLLM's --enable-lora: start with memos-vllm serve, which sets it")
+    try:
+        base = BaseModel.read(model.model, model.revision)
+    except (MemosError, OSError, ValueError) as error:
+        if config.adapters != "off":
+            raise StartError(f"--memory-adapters: the model cannot be read: {error}") from error
+        return AdapterRegistry(vault)
+    return AdapterRegistry(vault, base=base, **({"max_rank": lora.max_lora_rank} if lora else {}))
+
+
+def open_desk(config: settings.MemoryConfig, engine_client: Any, registry: AdapterRegistry) -> AdapterDesk:
+    """The way of adapters into the engine, guarded from now on. Raises StartError."""
+    sweep()
+    given = os.environ.get(STAGE_ENV)
+    stage = Stage.open(Path(given) if given else new_folder(config.adapter_bytes))
+    desk = AdapterDesk(registry, stage, engine_client, config.adapter_bytes)
+    desk.start()
+    return desk
 
 
 def model_reader(engine_client: Any, serving_chat: Any, secret: bytes) -> ModelReader:

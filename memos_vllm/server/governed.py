@@ -10,11 +10,7 @@ from memos_vllm.server.injection import current_memory
 
 
 class GovernedOperator:
-    """An operator whose searches leave out what the request's key is not cleared for.
-
-    Which cubes a principal may read is settled by the index. Sensitivity tags are checked here, and where they take
-    hits away more are asked for, so that `top_k` and the scores are those of a memory without the others.
-    """
+    """An operator for whose searches there is nothing that the request's key is not cleared for."""
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
@@ -24,16 +20,8 @@ class GovernedOperator:
 
     def search(self, principals: Any, query: str, *, top_k: int, **options: Any) -> list[Hit]:
         """See `Operator.search`."""
-        context = request_context()
-        if context.clearance is None:
-            return self._operator.search(principals, query, top_k=top_k, **options)
-        wanted = top_k
-        while True:
-            hits = self._operator.search(principals, query, top_k=wanted, **options)
-            cleared = [hit for hit in hits if context.covers(hit.cube)]
-            if len(cleared) >= top_k or len(hits) < wanted:
-                return cleared[:top_k]
-            wanted *= 4
+        options.setdefault("clearance", request_context().clearance)
+        return self._operator.search(principals, query, top_k=top_k, **options)
 
 
 def request_context() -> Context:

@@ -168,11 +168,16 @@ class RequestMemory:
     memories; None: the server's.
     `named`: the cubes that the request chose itself, in its order; None: search chooses.
     `conversation`: what the request calls its conversation; `turn`: what its user said, until the engine answers.
+    `generates`: whether a model answers it; `model`: what it calls that model; `adapter`: the user's adapter that
+    answers, `none` where it could not.
     """
 
     caller: Caller | None = None
     mode: Mode = "read"
     carries_memory: bool = False
+    generates: bool = False
+    model: str | None = None
+    adapter: str | None = None
     repair: str | None = None
     policy: str | None = None
     named: tuple[MemCube, ...] | None = None
@@ -201,11 +206,16 @@ class RequestMemory:
         """Whether the headers still lack what the engine is about to tell."""
         return bool(self.prompt_ids) and self.report is None
 
+    @property
+    def tells(self) -> bool:
+        """Whether the response has `x-memos-*` headers."""
+        return self.wanted or self.adapter is not None
+
     def headers(self) -> dict[str, str]:
         """The `x-memos-*` response headers; empty for requests that memory has nothing to do with."""
-        if not self.wanted:
-            return {}
-        headers = {"x-memos-cubes": ",".join(cube.id for cube in self.cubes)}
+        headers = {} if self.adapter is None else {"x-memos-adapter": self.adapter.encode().decode("latin-1")}
+        if self.wanted:
+            headers["x-memos-cubes"] = ",".join(cube.id for cube in self.cubes)
         cause = self.fallback
         if self.report is not None:
             cause = self.report.fallback or cause

@@ -29,6 +29,7 @@ from memos_vllm import config
 from memos_vllm.config import GIB, MemoryConfig
 from memos_vllm.engine.compat import REMEDY, SUPPORTED_VLLM, check_engine
 from memos_vllm.errors import StartError
+from memos_vllm.parameter.staging import STAGE_ENV, new_folder, sweep
 from memos_vllm.server.preflight import BYPASSES, SPLICE_OWNS, check_start
 
 PLUGIN = "memos"
@@ -57,6 +58,8 @@ class MemoryServe(ServeSubcommand):
             return
         _share(memory)
         _cap_cpu_cache(args)
+        if memory.adapters != "off":
+            args.enable_lora = True
         if memory.splice:
             _turn_on_splicing(memory, args)
 
@@ -70,7 +73,10 @@ def serve(argv: Sequence[str]) -> None:
     args = parser.parse_args(["serve", *argv])
     configure_logging_from_args(args)
     command.validate(args)
-    command.cmd(args)
+    try:
+        command.cmd(args)
+    finally:
+        sweep()  # API servers in processes of their own may have been ended before they tidied up
 
 
 def _given(args: argparse.Namespace) -> set[str]:
@@ -83,6 +89,8 @@ def _share(memory: MemoryConfig) -> None:
     os.environ.update(memory.to_env())
     # Keys cache salts and signs splice plans between API server and engine; a new one for every start.
     os.environ["MEMOS_PLAN_SECRET"] = secrets.token_hex(32)
+    if memory.adapters != "off":
+        os.environ[STAGE_ENV] = str(new_folder(memory.adapter_bytes))
     os.environ["VLLM_PLUGINS"] = ",".join(_plugins(os.environ.get("VLLM_PLUGINS")))
 
 

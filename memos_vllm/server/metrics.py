@@ -129,6 +129,30 @@ def reader_fallbacks() -> Counter:
     return Counter("memos_reader_fallbacks", "Conversations that rules read in the model's place", ["cause"])
 
 
+@cache
+def adapter_requests() -> Counter:
+    """Requests with a user's adapter, by how it was chosen (`named`, `default`)."""
+    return Counter("memos_adapter_requests", "Requests with a user's adapter", ["choice"])
+
+
+@cache
+def adapter_stage_seconds() -> Histogram:
+    """Time to copy an adapter for the engine and to compare the copy."""
+    return Histogram("memos_adapter_stage_seconds", "Time to copy an adapter for the engine", buckets=_CAPTURE_SECONDS)
+
+
+@cache
+def adapter_load_seconds() -> Histogram:
+    """Time in which the engine loads an adapter for its first request."""
+    return Histogram("memos_adapter_load_seconds", "Time of an adapter's first load", buckets=_CAPTURE_SECONDS)
+
+
+@cache
+def adapter_evictions() -> Counter:
+    """Copies of adapters that were removed, for want of room or with their version."""
+    return Counter("memos_adapter_evictions", "Copies of adapters that were removed")
+
+
 def engine_loads(registry: CollectorRegistry = REGISTRY) -> tuple[float, float, float]:
     """What the engine's metrics tell of its splices so far: bytes, seconds, and number of splices."""
     wanted = {"memos_kv_loaded_bytes_total": 0.0, "memos_kv_load_seconds_sum": 0.0, "memos_kv_load_seconds_count": 0.0}
@@ -145,6 +169,7 @@ ALL: tuple[Callable[[], Any], ...] = (
     *(captures, capture_seconds, captures_waiting, promotions, demotions),
     *(transitions, swept, sweep_seconds, planned, turn_memories),
     *(turns, turns_waiting, memories_written, reader_fallbacks),
+    *(adapter_requests, adapter_stage_seconds, adapter_load_seconds, adapter_evictions),
 )
 
 

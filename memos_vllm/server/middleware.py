@@ -6,8 +6,11 @@ leaves `/invocations` and others open; this one knows no unguarded route beyond 
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast, get_args
 
@@ -17,12 +20,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memos_vllm.activation.repair import parse_policy
 from memos_vllm.cube import MemCube
-from memos_vllm.errors import BadInput, Conflict, Forbidden, MemosError
+from memos_vllm.errors import BadInput, Conflict, Forbidden, MemosError, VaultUnavailable
 from memos_vllm.governance.identity import NOBODY, Bearer, Caller, caller_of
 from memos_vllm.scheduler.policies import policy_named
 from memos_vllm.server.errors import error_response
 from memos_vllm.server.injection import Mode, RequestMemory, current_memory
+from memos_vllm.server.mem0_door import FILTERED, user_in
 from memos_vllm.server.service import MemoryService
+
+logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset(
     ("/health", "/ping", "/version", "/metrics", "/docs", "/openapi.json", "/v1/memories/health"),
@@ -30,11 +36,12 @@ OPEN_PATHS = frozenset(
 MEMORY_PATHS = frozenset(("/v1/chat/completions", "/v1/messages", "/v1/responses", "/invocations"))
 """Routes whose prompts carry memories."""
 
-SEARCH_PATHS = frozenset(("/v1/memories/search", "/v1/search"))
+GENERATING_PATHS = MEMORY_PATHS | {"/v1/completions", "/v1/chat/completions/batch", "/inference/v1/generate"}
+"""Routes that a model answers."""
 
-OUR_PREFIXES = ("/v1/memories", "/v1/search", "/v1/snapshots", "/v1/pipelines", "/v1/audit", "/v1/me")
-READING = frozenset(("search", "plan", "verify"))
-"""Last parts of our paths whose POST changes nothing."""
+OUR_PREFIXES = ("/v1/memories", "/v1/search", "/v1/snapshots", "/v1/pipelines", "/v1/audit", "/v1/me", "/v1/adapters")
+READING = frozenset(("/v1/memories/search", "/v1/search", "/v1/memories/plan"))
+"""Our paths whose POST changes nothing."""
 
 MODES: tuple[str, ...] = get_args(Mode)
 
@@ -49,6 +56,9 @@ WEIGHT_PATHS = frozenset(
 `/sleep`, `/wake_up` and `/reset_prefix_cache` leave the weights alone, and K/V of memories lie outside of what they
 clear.
 """
+
+LOADING_PATHS = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters"))
+"""Routes of vLLM that load any folder of this machine into the engine, for everybody."""
 
 MAX_HELD = 16
 """Messages of an answer that may wait for the engine's report."""
@@ -68,6 +78,25 @@ class MemoryMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._looking = asyncio.Lock()
+        self._looker = ThreadPoolExecutor(1, "memos-rules")
+
+    async def _follow_rules(self, service: MemoryService) -> None:
+        """Have the registry looked at where it is time: once for all who wait, and never behind slow memory routes.
+
+        Raises VaultUnavailable where keys are needed: whether one was revoked is not known then.
+        """
+        if not service.directory.is_stale():
+            return
+        async with self._looking:
+            if not service.directory.is_stale():
+                return
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._looker, service.directory.refresh)
+            except VaultUnavailable as error:
+                if service.ring.required:
+                    raise
+                logger.warning("groups and quotas are those of before: %s", error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = getattr(scope["app"].state, "memos", None) if scope["type"] in ("http", "websocket") else None
@@ -76,12 +105,12 @@ class MemoryMiddleware:
             return
         headers, bearer = Headers(scope=scope), NOBODY
         try:
-            if service.directory.is_stale():
-                await to_thread.run_sync(service.directory.refresh)
+            await self._follow_rules(service)
             bearer = service.ring.bearer(api_key(headers))  # strangers are refused before their body is read
             _refuse_new_weights(service, path_of(scope))
             body, receive = await _buffered(scope, headers, receive)
             memory = await open_memory(service, scope, headers, body, bearer)
+            seat = None if service.door is None else await service.door.open(memory)
         except MemosError as error:
             if isinstance(error, Forbidden):
                 service.trail.note(bearer.user, "refuse")
@@ -89,9 +118,11 @@ class MemoryMiddleware:
             return
         token = current_memory.set(memory)
         try:
-            await self._app(scope, receive, HeldSend(memory, send) if memory.wanted else send)
+            await self._app(scope, receive, HeldSend(memory, send) if memory.tells else send)
         finally:
             current_memory.reset(token)
+            if service.door is not None and seat is not None:
+                service.door.close(seat)
 
 
 class HeldSend:
@@ -148,16 +179,19 @@ async def open_memory(
     if policy is not None:
         policy_named(policy)
     carries = path in MEMORY_PATHS
-    named = headers.get("x-memos-cubes") if carries and caller is not None else None
-    return RequestMemory(
+    memory = RequestMemory(
         caller=caller,
         mode=mode,
         carries_memory=carries,
+        generates=path in GENERATING_PATHS,
+        model=_model(path, headers, fields),
         repair=repair,
         policy=policy,
-        named=await to_thread.run_sync(_named, service, caller, named) if caller and named else None,
         conversation=_conversation(headers, fields) if carries else "",
     )
+    if carries and caller is not None and (named := headers.get("x-memos-cubes")):
+        memory.named = await to_thread.run_sync(_named, service, memory, caller.user, named)
+    return memory
 
 
 def _caller(
@@ -180,6 +214,12 @@ def _mode(headers: Headers, fields: Mapping[str, Any], default: Mode) -> Mode:
     if mode not in MODES:
         raise BadInput(f"The memory mode is {str(mode)[:32]!r}; it is one of {', '.join(MODES)}.")
     return cast(Mode, mode)
+
+
+def _model(path: str, headers: Headers, fields: Mapping[str, Any]) -> str | None:
+    """What vLLM will take for the request's model: `/invocations` has it in a header, and not in the body."""
+    model = headers.get("x-amzn-sagemaker-adapter-identifier") if path == "/invocations" else fields.get("model")
+    return model if isinstance(model, str) else None
 
 
 def _conversation(headers: Headers, fields: Mapping[str, Any]) -> str:
@@ -205,11 +245,14 @@ def _require_writer(caller: Caller) -> None:
 def writes_memory(method: str, path: str) -> bool:
     """Whether a request to one of our routes changes something."""
     ours = any(path == prefix or path.startswith(f"{prefix}/") for prefix in OUR_PREFIXES)
-    return ours and method not in ("GET", "HEAD", "OPTIONS") and path.rstrip("/").rpartition("/")[2] not in READING
+    reads = method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and path.rstrip("/") in READING)
+    return ours and not reads
 
 
 def _refuse_new_weights(service: MemoryService, path: str) -> None:
-    """Raises Conflict."""
+    """Raises Forbidden and Conflict."""
+    if path.startswith("/adapters/") or path in LOADING_PATHS:
+        raise Forbidden("Adapters of this server are added, activated and removed under /v1/adapters.")
     if service.splicer is not None and path in WEIGHT_PATHS:
         raise Conflict(
             f"{path} could change the weights that K/V of memories were made with: start with --memory-splice off, "
@@ -217,12 +260,13 @@ def _refuse_new_weights(service: MemoryService, path: str) -> None:
         )
 
 
-def _named(service: MemoryService, caller: Caller, ids: str) -> tuple[MemCube, ...]:
-    """The cubes that `x-memos-cubes` names, in its order. Raises NotFound for one that the caller may not read."""
+def _named(service: MemoryService, memory: RequestMemory, user: str, ids: str) -> tuple[MemCube, ...]:
+    """The cubes that `x-memos-cubes` names, in its order. Raises NotFound for one that the request may not read."""
     wanted = [name.strip() for name in ids.split(",") if name.strip()]
     if len(wanted) > MAX_NAMED:
         raise BadInput(f"x-memos-cubes names {len(wanted)} cubes; name {MAX_NAMED} at most.")
-    return service.named(caller.user, wanted)
+    current_memory.set(memory)  # in this thread's copy of the context: the key's clearance holds here too
+    return service.named(user, wanted)
 
 
 def api_key(headers: Headers) -> str | None:
@@ -244,8 +288,7 @@ def _header_user(headers: Headers) -> str | None:
 
 def _claimed_user(path: str, query: QueryParams, fields: Mapping[str, Any]) -> str | None:
     """The user that query or body name: `user_id`, then mem0's filter, then `user`."""
-    filters = fields.get("filters")
-    filtered = filters.get("user_id") if path in SEARCH_PATHS and isinstance(filters, dict) else None
+    filtered = user_in(fields.get("filters")) if FILTERED.fullmatch(path) else None
     claims = (fields.get("user_id"), query.get("user_id"), filtered, fields.get("user"))
     claim = next((claim for claim in claims if claim not in (None, "")), None)
     if claim is not None and not isinstance(claim, str):

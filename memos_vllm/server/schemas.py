@@ -15,6 +15,8 @@ from memos_vllm.vault import Event
 
 Metadata = dict[str, str | int | float | bool | None]
 Written = Literal["ADD", "UPDATE", "DELETE", "NONE"]
+MAX_MESSAGES = 1000
+"""Of one add, which is one transaction."""
 EXAMPLE_ID = "0198c0de7a1b7c3d9e5f6a7b8c9d0e1f"
 EXAMPLE_MEMORY: dict[str, Any] = {
     "id": EXAMPLE_ID,
@@ -86,7 +88,9 @@ class AddRequest(BaseModel):
         {"messages": [{"role": "user", "content": "I live in Lisbon."}], "user_id": "maya", "infer": False},
     )
 
-    messages: str | list[ChatMessage] | None = Field(None, description="Messages (the user's are kept), or a text.")
+    messages: str | Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)] | None = Field(
+        None, description="Messages (the user's are kept), or a text."
+    )
     text: str | None = Field(None, description="One memory.")
     content: str | None = Field(None, description="Another name of `text`.")
     user_id: str | None = Field(None, description="Whose memories; needed unless the key or a header says it.")
@@ -174,7 +178,9 @@ class EditRequest(BaseModel):
     tags: list[str] | None = None
     priority: Priority | None = None
     expires: str | None = Field(None, description='ISO-8601; "" clears it.')
-    half_life_days: float | None = Field(None, ge=0, description="Days in which it fades by half; 0 clears it.")
+    half_life_days: float | None = Field(
+        None, ge=0, description="Days in which it fades by half, 0.001 at least; 0 clears it."
+    )
     sensitivity: list[str] | None = None
     metadata: Metadata | None = Field(None, description="These keys replace those of the same name.")
     expect: int | None = Field(None, ge=1, le=2**31, description="The version it must be at; 409 where it is not.")

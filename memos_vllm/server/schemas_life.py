@@ -238,6 +238,7 @@ class AddStepBody(BaseModel):
     semantic_type: SemanticType = "fact"
     priority: Priority = "mid"
     namespace: Namespace = "user"
+    sensitivity: list[str] = Field(default_factory=list, description="Tags of what is delicate about it.")
 
     def step(self, user: str) -> Step:
         header = Header(
@@ -251,6 +252,7 @@ class AddStepBody(BaseModel):
             semantic_type=self.semantic_type,
             priority=self.priority,
             namespace=self.namespace,
+            sensitivity=tuple(self.sensitivity),
         )
         return AddStep(completed(MemCube(header, Plaintext(self.text))))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from memos_vllm.cube import MemCube, Plaintext, State, is_id
 from memos_vllm.errors import BadInput, MemosError, NotFound
@@ -15,6 +17,8 @@ from memos_vllm.governance.directory import Directory
 from memos_vllm.governance.identity import Caller
 from memos_vllm.governance.quota import RateLimiter
 from memos_vllm.governance.ring import KeyRing
+from memos_vllm.parameter.job import Jobs
+from memos_vllm.parameter.registry import AdapterRegistry
 from memos_vllm.reader import call_of
 from memos_vllm.retrieval.base import Hit, Operator
 from memos_vllm.scheduler.form import Shape, plain_form
@@ -38,14 +42,15 @@ from memos_vllm.server.trail import AccessTrail
 from memos_vllm.server.turns import turn_keys
 from memos_vllm.server.uses import UseBook
 from memos_vllm.server.writing import MemoryWriter, TurnWriter
-from memos_vllm.vault import ForgetReport, Restored, Vault
+from memos_vllm.vault import Event, ForgetReport, Restored, Vault
 from memos_vllm.vault.pipeline import AddStep, DeleteStep, MergeStep, Permit, Step
 from memos_vllm.vault.states import HOT
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from memos_vllm.server.adapter_door import AdapterDoor
+    from memos_vllm.server.adapters import AdapterDesk
 
-MAX_RECALLED = 1000
-"""Archived memories that one search looks through for those that the caller's key is cleared for."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -53,7 +58,8 @@ class MemoryService:
     """Vault, identity, search, prompts and (where splicing is on) the splicer. Its methods block: call them in threads.
 
     `secret` keys cache salts and splice plans; the engine and every API server of one start share it. `mode`: what a
-    chat does with memory where its request does not say.
+    chat does with memory where its request does not say. `desk` and `door`: where adapters are
+    served; `jobs`: where they are made, for `model`, as vLLM was given it.
     """
 
     vault: Vault
@@ -66,9 +72,14 @@ class MemoryService:
     secret: bytes
     uses: UseBook
     cutter: PieceCutter
+    adapters: AdapterRegistry
+    jobs: Jobs
+    model: str
     splicer: Splicer | None = None
     scaffold: str | None = None
     mode: Mode = "read"
+    desk: AdapterDesk | None = None
+    door: AdapterDoor | None = None
     trail: AccessTrail = field(init=False)
     turns: Turns = field(default_factory=Turns)
     writer: MemoryWriter = field(init=False)
@@ -92,11 +103,19 @@ class MemoryService:
             self.trail.note(user, "search", target=hit.cube.id, owner=hit.cube.owner)
         return hits
 
-    def listed(self, user: str, owner: str, *, limit: int | None = None, after: str = "") -> list[MemCube]:
-        """The cubes of an owner, the user or their group, that the user's key is cleared for, oldest first."""
+    def listed(
+        self, user: str, owner: str, *, limit: int | None = None, after: str = "", as_of: str = ""
+    ) -> list[MemCube]:
+        """The cubes of an owner, the user or their group, that the user's key is cleared for, oldest first.
+
+        as_of: a time, to have them as they were then.
+        """
         found: list[MemCube] = []
         while limit is None or len(found) < limit:
-            page = self.vault.list(owner, limit=limit, after=after)
+            if as_of:
+                page = self.vault.as_of(owner, as_of, limit=limit, after=after)
+            else:
+                page = self.vault.list(owner, limit=limit, after=after)
             found += self.cleared(user, page)
             if limit is None or len(page) < limit:
                 break
@@ -104,9 +123,32 @@ class MemoryService:
         return found[:limit]
 
     def cleared(self, user: str, cubes: Sequence[MemCube]) -> list[MemCube]:
-        """Those of the cubes that the user's key is cleared for."""
+        """Those of the cubes that the user's key is cleared for: older versions as they were and as they are now."""
         context = self.caller(user).context("api")
-        return [cube for cube in cubes if context.covers(cube)]
+        if context.clearance is None:
+            return [*cubes]
+        return [cube for cube in cubes if context.covers(cube) and context.covers(self._now(cube))]
+
+    def _now(self, cube: MemCube) -> MemCube:
+        """The newest version; the given one where the cube is gone."""
+        try:
+            return self.vault.get(cube.id)
+        except NotFound:
+            return cube
+
+    def history(self, user: str, cube_id: str) -> list[Event]:
+        """What happened to a cube, without the texts that the user's key is not cleared for. Raises NotFound."""
+        events = self.vault.history(cube_id)
+        if self.caller(user).clearance is None:
+            return events
+        versions = self.cleared(user, self.vault.versions(cube_id))
+        shown = {cube.version: cube.payload.content for cube in versions if isinstance(cube.payload, Plaintext)}
+        return [
+            msgspec.structs.replace(event, old_text=shown.get(event.version - 1), new_text=shown.get(event.version))
+            if event.operation != "delete"
+            else event
+            for event in events
+        ]
 
     def add(self, cubes: Sequence[MemCube], *, actor: str) -> list[MemCube]:
         """Store new memories, all or none, and have them captured. Raises MemosError."""
@@ -150,11 +192,10 @@ class MemoryService:
         """The cubes with their uses in their headers, as they are shown. Raises VaultUnavailable."""
         return self.uses.shown(cubes)
 
-    def recall(self, user: str, query: str, *, top_k: int) -> list[Hit]:
+    def recall(self, user: str, query: str) -> Iterator[Hit]:
         """Those of the user's own archived memories that fit a query; none comes back by it. Raises MemosError."""
-        caller = self.caller(user)
-        hits = recall(self.vault, user, query, top_k=MAX_RECALLED)
-        return [hit for hit in hits if may_read(hit.cube, user, caller.context("api"))][:top_k]
+        context = self.caller(user).context("api")
+        return recall(self.vault, user, query, admits=lambda cube: may_read(cube, user, context))
 
     def transition(self, cube_id: str, state: State, *, actor: str) -> MemCube:
         """Give a cube another state: K/V of one that enters no prompts any more go, one that does again is captured.
@@ -253,7 +294,8 @@ class MemoryService:
         """
         if self.splicer is None or self.scaffold is None:
             return
-        fitting = [cube for cube in cubes if len(self.tokens(cube)) <= self.scheduler.token_budget]
+        texts = [cube for cube in cubes if isinstance(cube.payload, Plaintext)]
+        fitting = [cube for cube in texts if len(self.tokens(cube)) <= self.scheduler.token_budget]
         memory_ids = [self.tokens(cube) for cube in fitting]
         self.splicer.capture(fitting, self.prompts.scaffold_ids(self.scaffold), memory_ids)
 
@@ -279,14 +321,21 @@ class MemoryService:
         self.cutter.forget(owner)
         return count
 
-    def pipeline(self, steps: Sequence[Step], actor: str, permit: Permit | None = None) -> list[MemCube]:
+    def revision(self, user: str) -> int:
+        """See `Vault.revision`. Raises VaultUnavailable."""
+        return self.vault.revision(user)
+
+    def pipeline(
+        self, steps: Sequence[Step], actor: str, permit: Permit | None = None, *, seen: int | None = None
+    ) -> list[MemCube]:
         """Apply steps in their order, all or none; K/V of what changed go. One cube a step. Raises MemosError.
 
         permit: asked inside the transaction with each cube that a step touches; it raises what forbids the step.
+        seen: the actor's revision that the steps were decided on; Conflict where it is another now.
         """
         named = {cube_id for step in steps for cube_id in _ids_in(step) if is_id(cube_id)}
         before = {record.key for cube_id in named for record in self.vault.kv_of(cube_id)}
-        cubes = self.vault.pipeline(steps, actor=actor, permit=permit)
+        cubes = self.vault.pipeline(steps, actor=actor, permit=permit, seen=seen)
         self._forget({key for key in before if self.vault.get_kv(key) is None}, "superseded")
         gone = {cube.id for cube, step in zip(cubes, steps, strict=True) if isinstance(step, DeleteStep)}
         self.written([cube for cube in cubes if cube.id not in gone and cube.header.state in HOT])
@@ -297,9 +346,8 @@ class MemoryService:
 
         Returns what the actor's key is cleared for.
         """
-        before = {record.key for record in self.vault.iter_kv() if record.owner == owner}
         restored = self.vault.restore_snapshot(owner, name, actor=actor)
-        self._forget({key for key in before if self.vault.get_kv(key) is None}, "superseded")
+        self._forget(restored.kv_keys, "superseded")
         self.written([*restored.changed, *restored.revived])
         changed, revived, archived = (
             self.cleared(actor, cubes) for cubes in (restored.changed, restored.revived, restored.archived)
@@ -308,6 +356,7 @@ class MemoryService:
 
     def forget_user(self, user: str) -> tuple[ForgetReport, dict[str, int]]:
         """Delete everything about a user, and count what still tells of them: nothing. Raises MemosError."""
+        self.jobs.forget(user)
         with self.trail.forgetting(user):
             report = self.vault.forget(user, actor=user)
         self._forget(report.kv_keys, "deleted", user)
@@ -317,12 +366,12 @@ class MemoryService:
         self.cutter.forget(user)
         return report, self.vault.traces_of(user)
 
-    def pin(self, cube_id: str, pinned: bool) -> MemCube:
+    def pin(self, cube_id: str, pinned: bool, actor: str) -> MemCube:
         """Pin a cube: its K/V are made at once and are not evicted. Or let it go. Raises MemosError."""
         if not pinned:
             cube = self.vault.get(cube_id)
-            return self.vault.prioritise(cube_id, "mid") if cube.header.priority == "pinned" else cube
-        cube = self.vault.prioritise(cube_id, "pinned")
+            return self.vault.prioritise(cube_id, "mid", actor=actor) if cube.header.priority == "pinned" else cube
+        cube = self.vault.prioritise(cube_id, "pinned", actor=actor)
         self.written([cube])
         return cube
 

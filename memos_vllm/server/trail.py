@@ -7,7 +7,8 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import NamedTuple
 
 from memos_vllm.errors import MemosError
@@ -20,6 +21,10 @@ FLUSH_EVERY = 1.0
 """Seconds of accesses that a crash may lose; changes are never lost."""
 MAX_PENDING = 10_000
 """Different accesses that wait; what comes on top is counted, and the count is logged."""
+
+
+AT_ONCE = 100
+"""Accesses that are written in one transaction: all share its wait for the disk, and no other write waits for long."""
 
 
 class _Step(NamedTuple):
@@ -65,10 +70,10 @@ class AccessTrail:
             if lost:
                 logger.error("%d accesses are missing in the audit log: more than %d at once", lost, MAX_PENDING)
             try:
-                while taken:
-                    step, count = next(iter(taken.items()))
-                    self._vault.record(**step._asdict(), detail={"times": count})
-                    del taken[step]
+                while steps := [*islice(taken, AT_ONCE)]:
+                    self._vault.record(*({**step._asdict(), "detail": {"times": taken[step]}} for step in steps))
+                    for step in steps:
+                        del taken[step]
             finally:
                 with self._lock:
                     self._pending.update(taken)
@@ -83,9 +88,18 @@ class AccessTrail:
                 self._pending = Counter(kept)
 
     async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_EVERY)
-            try:
-                await asyncio.to_thread(self.flush)
-            except MemosError as error:
-                logger.warning("accesses are not in the audit log for now: %s", error)
+        try:
+            while True:
+                await asyncio.sleep(FLUSH_EVERY)
+                await self._round()
+        finally:  # an orderly stop
+            with suppress(MemosError):
+                self.flush()
+
+    async def _round(self) -> None:
+        try:
+            await asyncio.to_thread(self.flush)
+        except MemosError as error:
+            logger.warning("accesses are not in the audit log for now: %s", error)
+        except Exception:  # the loop must outlive any one round
+            logger.exception("accesses are not in the audit log for now")

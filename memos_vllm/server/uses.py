@@ -92,6 +92,8 @@ class UseBook:
                 await asyncio.to_thread(self.flush)
             except MemosError as error:
                 logger.warning("uses of memories are not taken in for now: %s", error)
+            except Exception:  # the loop must outlive any one round
+                logger.exception("uses of memories are not taken in for now")
 
 
 def _with_uses(cube: MemCube, uses: Uses) -> MemCube:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import msgspec
 
@@ -31,6 +32,8 @@ NOTHING = bytes(32)
 MAX_DETAIL_CHARS = 128
 HASH_BYTES = 32
 _NAME_BYTES = 16
+MAX_DIGITS = 18
+"""Of an entry's number: more may not fit its eight bytes."""
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -188,21 +191,12 @@ class AuditLog(Opened):
             found += entries
         return found
 
-    def record(
-        self,
-        *,
-        actor: str,
-        action: str,
-        target: str = "",
-        owner: str = "",
-        principals: Iterable[str] = (),
-        detail: Mapping[str, Scalar] | None = None,
-    ) -> None:
-        """Add an entry about something that changed nothing, such as a refused access; see `append`."""
-        named = [*principals]
+    def record(self, *entries: Mapping[str, Any]) -> None:
+        """Add entries about what changed nothing, such as refused accesses: arguments of `append`. One transaction."""
 
         def work(txn: Txn) -> None:
-            append(txn, actor=actor, action=action, target=target, owner=owner, principals=named, detail=detail)
+            for entry in entries:
+                append(txn, **entry)
 
         self._writable().write(work)
 

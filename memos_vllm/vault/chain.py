@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from memos_vllm.errors import BadInput, VaultUnavailable
-from memos_vllm.vault.audit import HASH_BYTES, NOTHING, AuditLog, hash_of, head_of, number_key, row_of
+from memos_vllm.vault.audit import HASH_BYTES, MAX_DIGITS, NOTHING, AuditLog, hash_of, head_of, number_key, row_of
 from memos_vllm.vault.base import SLICE
 from memos_vllm.vault.env import Txn
 
@@ -107,7 +107,7 @@ def _anchored(txn: Txn, anchor: str) -> Iterator[str]:
     if not anchor:
         return
     number, _, digest = anchor.partition(":")
-    if not (number.isascii() and number.isdigit() and len(digest) == 2 * HASH_BYTES):
+    if not (number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS and len(digest) == 2 * HASH_BYTES):
         raise BadInput("An anchor of the audit log is `seq:hash`, as `memos-vllm vault log --head` prints it.")
     stored = txn.get("audit", number_key(int(number))) if int(number) else NOTHING
     if stored is None or stored[:HASH_BYTES].hex() != digest:

@@ -174,7 +174,7 @@ def _same(old: MemCube, new: MemCube) -> bool:
 def _read_fields(cube: MemCube) -> Iterable[object]:
     header = cube.header
     times = (header.created, header.updated, header.happened, header.expires)
-    kinds = (header.semantic_type, header.tags, header.metadata, header.fingerprint)
+    kinds = (header.semantic_type, header.tags, header.sensitivity, header.metadata, header.fingerprint)
     return header.owner, header.source, header.state, times, kinds
 
 

@@ -4,18 +4,19 @@ A Scope numbers the cubes of its partitions from 0; `positions` are such numbers
 other by id.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.index import partition_of
-from memos_vllm.vault.postings import DIGEST_BYTES, ENTRY, NUMBER, POSTING, Partition
+from memos_vllm.vault.postings import DELICATE, DIGEST_BYTES, ENTRY, NUMBER, POSTING, Partition, facet_of
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.intp]]
 Flags: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+Clearance: TypeAlias = Collection[str] | None
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
 
 _ENTRIES = np.dtype(
@@ -37,15 +38,43 @@ class Postings(NamedTuple):
 
 
 class Part:
-    """One partition. Its cubes have the positions from `start` on."""
+    """One partition, or the cubes of it that a clearance covers and an owner has, at the positions from `start` on."""
 
-    def __init__(self, txn: Txn, partition: Partition, start: int) -> None:
+    def __init__(
+        self, txn: Txn, partition: Partition, start: int, clearance: Clearance = None, owner: str | None = None
+    ) -> None:
         self.number = partition.number
         self.start = start
         self._key = NUMBER.pack(partition.number)
         self.rows: Rows = np.frombuffer(txn.dups("entries", self._key, ENTRY.size), dtype=_ENTRIES)
+        self._number_rows()
+        if clearance is not None:
+            self._keep(self._covered(txn, clearance))
+        if owner is not None:
+            self._keep(self._owned(txn, owner))
+
+    def _keep(self, rows: Flags) -> None:
+        if not rows.all():
+            self.rows = self.rows[rows]
+            self._number_rows()
+
+    def _owned(self, txn: Txn, owner: str) -> Flags:
+        owned = np.zeros(len(self.rows), dtype=np.bool_)
+        owned[self.postings(txn, facet_of("owner", owner)).positions - self.start] = True
+        return owned
+
+    def _number_rows(self) -> None:
         self._ordinals = self.rows["ordinal"].astype(np.intp)
         self._places = self._table()
+
+    def _covered(self, txn: Txn, clearance: Collection[str]) -> Flags:
+        """The cubes all of whose sensitivity tags are in the clearance."""
+        uncovered = np.zeros(len(self.rows), dtype=np.int64)
+        for term, sign in ((DELICATE, 1), *((facet_of("sensitivity", tag), -1) for tag in clearance)):
+            found = self.postings(txn, term)
+            uncovered[found.positions - self.start] += sign * found.counts.astype(np.int64)
+        covered: Flags = uncovered == 0
+        return covered
 
     def _table(self) -> Integers | None:
         """Position of each ordinal, -1 where there is none; None where ordinals are sparse."""
@@ -63,6 +92,8 @@ class Part:
         return Postings(places[known] + self.start, found["count"][known].astype(np.float32))
 
     def _placed(self, ordinals: Integers) -> Integers:
+        if not len(self.rows):
+            return np.full(len(ordinals), -1, dtype=np.intp)
         if self._places is not None:
             return np.where(ordinals < len(self._places), self._places.take(ordinals, mode="clip"), -1)
         order = np.argsort(self._ordinals)
@@ -71,14 +102,20 @@ class Part:
 
 
 class Scope:
-    """The cubes that some principals may read; a cube that several may is in it several times."""
+    """The cubes that some principals may read; a cube that several may is in it several times.
 
-    def __init__(self, txn: Txn, principals: Iterable[str]) -> None:
+    clearance: without those that have another sensitivity tag, as if they were not there; None for all.
+    owner: only those of one owner, as if there were no others: what people share with each other slows down no prompt.
+    """
+
+    def __init__(
+        self, txn: Txn, principals: Iterable[str], clearance: Clearance = None, owner: str | None = None
+    ) -> None:
         self._txn = txn
         self.parts: list[Part] = []
         start = 0
         for partition in filter(None, (partition_of(txn, name) for name in dict.fromkeys(principals))):
-            part = Part(txn, partition, start)
+            part = Part(txn, partition, start, clearance, owner)
             self.parts.append(part)
             start += len(part.rows)
         self.rows: Rows = _joined([part.rows for part in self.parts])

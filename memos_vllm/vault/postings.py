@@ -16,6 +16,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import NamedTuple, get_args
 
 import xxhash
@@ -24,7 +25,7 @@ from memos_vllm.cube import MemCube, Scalar, SemanticType
 from memos_vllm.vault.states import HOT
 from memos_vllm.vault.words import names_in, speaker_of, text_of, words_of
 
-FORMAT = 1
+FORMAT = 3
 """Number of this layout and of what `words_of` makes of a text; an index with another number is made anew."""
 
 NUMBER = struct.Struct(">I")
@@ -39,6 +40,8 @@ NEVER = (1 << 63) - 1
 """`expires` of a cube that stays."""
 
 TYPES: Mapping[SemanticType, int] = {name: code for code, name in enumerate(get_args(SemanticType))}
+MAX_WORDS = 10_000
+"""Different words of a text that it is found by, its first ones: each is a row for everybody who may read it."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _QUESTION_MARKS = ("?", "？", "؟")
@@ -99,8 +102,10 @@ def reading_of(cube: MemCube) -> Reading:
     header = cube.header
     text = text_of(cube)
     counts = Counter(words_of(text))
-    terms = {term_of(word): min(count, _MAX_OCCURRENCES) for word, count in counts.items()}
+    terms = {term_of(word): min(count, _MAX_OCCURRENCES) for word, count in islice(counts.items(), MAX_WORDS)}
     terms.update((facet, 1) for facet in facets_of(cube))
+    if sensitivity := set(header.sensitivity):
+        terms[DELICATE] = min(len(sensitivity), _MAX_OCCURRENCES)
     entry = Entry(
         conversation=conversation_of(header.owner, header.source),
         cube_id=bytes.fromhex(cube.id),
@@ -130,10 +135,14 @@ def term_of(word: str) -> bytes:
 
 
 def facets_of(cube: MemCube) -> Iterator[bytes]:
-    """Terms for what filters ask, source, tags and metadata, and for the names of the speaker."""
+    """Terms for what filters and clearances ask, and for the speaker's names."""
+    yield facet_of("owner", cube.header.owner)
     yield facet_of("source", cube.header.source)
+    yield facet_of("fingerprint", cube.header.fingerprint)
     for tag in cube.header.tags:
         yield facet_of("tags", tag)
+    for tag in cube.header.sensitivity:
+        yield facet_of("sensitivity", tag)
     for name, value in cube.header.metadata.items():
         yield facet_of(f"\0{name}", value)
     for name in names_in(speaker_of(cube)):
@@ -153,3 +162,7 @@ def facet_of(name: str, value: Scalar) -> bytes:
 
 def _digest(text: str) -> bytes:
     return xxhash.xxh3_64_digest(text.encode("utf-8", "surrogatepass"))
+
+
+DELICATE = _digest("\0\0\0")
+"""The term of cubes with sensitivity tags; it occurs as often as they have tags."""

@@ -4,12 +4,14 @@ A snapshot holds copies, so it brings back cubes that were deleted since; it goe
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import msgspec
 
-from memos_vllm.cube import MAX_PRINCIPAL_CHARS, MemCube, Namespace, State, completed, now, timestamp
+from memos_vllm.cube import MAX_PRINCIPAL_CHARS, MemCube, Namespace, State, checked_id, completed, now, timestamp
 from memos_vllm.errors import BadInput, Conflict, NotFound
-from memos_vllm.vault import adapters, audit, books, changes, keys, states, versions
+from memos_vllm.vault import adapters, audit, books, changes, keys, manifest, states, versions
+from memos_vllm.vault.base import SLICE
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.records import Snapshot
@@ -17,12 +19,16 @@ from memos_vllm.vault.tables import cube_named, cubes_under, decoded, events_of,
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a restore did. changed: cubes as they are now; revived: those that were gone; archived: those made since."""
+    """What a restore did. changed: cubes as they are now; revived: those that were gone; archived: those made since.
+
+    kv_keys: K/V of texts that are no longer the newest, gone now.
+    """
 
     changed: list[MemCube]
     revived: list[MemCube]
     archived: list[MemCube]
     unchanged: int
+    kv_keys: list[str] = []
 
 
 class TimeMachine(KVManifest):
@@ -71,7 +77,7 @@ class TimeMachine(KVManifest):
     def restore_snapshot(self, owner: str, name: str, *, actor: str) -> Restored:
         """Bring back the content and state that the cubes of a snapshot had, as new versions.
 
-        Cubes deleted since are there again under their id, private; those made since are archived. Access, sensitivity
+        Cubes deleted since are there again under their id, private; those made since are archived. Access
         and the other rules of a cube stay as they are now: a right that was taken away does not come back.
         Raises NotFound, and Conflict where a frozen or expired cube would have to change, or another adapter has taken
         the name of one that would come back. Adapters that come back are active in no version.
@@ -88,21 +94,28 @@ class TimeMachine(KVManifest):
         self._bury()
         return restored
 
-    def as_of(self, owner: str, at: str, *, namespace: Namespace | None = None) -> list[MemCube]:
-        """An owner's cubes in the versions that were newest at a time, oldest cube first.
+    def as_of(
+        self, owner: str, at: str, *, namespace: Namespace | None = None, limit: int | None = None, after: str = ""
+    ) -> list[MemCube]:
+        """An owner's cubes in the versions that were newest at a time, oldest cube first; `after` as for `Vault.list`.
 
         What was deleted since is gone, and a header that was edited without a new version is shown as edited.
         at: ISO-8601; a date alone is the beginning of that day, UTC. Raises BadInput.
         """
+        if after:
+            checked_id(after)
         moment = timestamp(at, "at")
         if not moment:
             raise BadInput("Name a time.")
 
+        start = keys.of_principal(owner, after) if after else b""
+
         def then(txn: Txn, key: bytes, value: bytes) -> MemCube | None:
             return _at(txn, cube_named(txn, key, value), moment)
 
-        found = self._sliced("owners", then, under=keys.digest(owner))
-        return list(_within((cube for cube in found if cube is not None), namespace))
+        rows = SLICE if limit is None else max(1, min(limit, SLICE))
+        found = self._sliced("owners", then, under=keys.digest(owner), after=start, rows=rows)
+        return list(islice(_within((cube for cube in found if cube is not None), namespace), limit))
 
 
 def named(txn: Txn, owner: str, name: str) -> Snapshot:
@@ -221,6 +234,8 @@ class _Restore:
             return None if state == cube.header.state else self._in_state(cube, state)
         new = versions.returned(cube, then, self._actor, "restore")
         new = MemCube(msgspec.structs.replace(new.header, state=state), new.payload)
+        if new.payload != cube.payload:
+            self._done.kv_keys.extend(record.key for record in manifest.rows_of(self._txn, cube.id))
         changes.supersede(self._txn, cube, new, self._actor)
         return new
 

@@ -77,11 +77,12 @@ def replaced(old: MemCube, draft: MemCube, actor: str) -> MemCube:
 
 
 def returned(old: MemCube, then: MemCube, actor: str, operation: Operation) -> MemCube:
-    """The next version of a cube, with the content of an earlier one. Access and all other rules stay as they are.
+    """The next version of a cube, with the content of an earlier one and as delicate as both. Other rules stay.
 
     Raises Conflict where the content cannot change.
     """
     content = {name: getattr(then.header, name) for name in DESCRIPTIVE}
+    content["sensitivity"] = _union((old.header.sensitivity, then.header.sensitivity))
     header = msgspec.structs.replace(_numbered(old, actor, operation, reference(then)), **content)
     return completed(MemCube(header, then.payload))
 

@@ -40,7 +40,7 @@ async def serve(argv: Sequence[str]) -> None:
     metrics.create()
     prompts = PromptBuilder(app.state.online_renderer.renderer.get_tokenizer())
     renderer = ChatRenderer(app.state.online_renderer, prompts)
-    app.state.memos = await open_service(settings.from_env(), None, prompts, renderer)
+    app.state.memos = await open_service(settings.from_env(), vllm_config, None, prompts, renderer)
     await uvicorn.Server(uvicorn.Config(app, host=args.host, port=args.port, log_level="warning")).serve()
 
 

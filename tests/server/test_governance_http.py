@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
+from memos_vllm.cube import MemCube
 from memos_vllm.governance import groups, keys, quota
 from memos_vllm.governance.quota import Quota
 from memos_vllm.server.middleware import READING, writes_memory
@@ -63,8 +65,9 @@ def governed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Governed]:
     def key(**options: Any) -> str:
         return keys.create(vault, actor="operator:test", **options)[1]
 
-    made = {name: key(user=name) for name in ("maya", "bo", "cy", "busy", "small")}
+    made = {name: key(user=name) for name in ("maya", "bo", "cy", "eli", "fay", "busy", "small")}
     made["maya-uncleared"] = key(user="maya", clearance=["work"])
+    made["fay-uncleared"] = key(user="fay", clearance=["work"])
     made["maya-reader"] = key(user="maya", roles=["reader"])
     made["service"] = key()
     made["auditor"] = key(user="ada", roles=["auditor"])
@@ -149,6 +152,13 @@ def test_a_group_that_may_write(governed: Governed) -> None:
     assert governed.found("bo", "rota Monday") == ["The rota: Monday Rui."]
 
 
+def test_what_a_member_does_with_a_groups_memory_is_told_of_them(governed: Governed) -> None:
+    (cube,) = governed.vault.add([MemCube.plaintext("The shed key.", owner="group:staff")], actor="maya")
+    with governed.http("maya") as client:
+        assert client.post(f"/v1/memories/{cube.id}/pin").status_code == 200
+    assert [entry.actor for entry in governed.vault.log(LogQuery(target=cube.id, action="edit"))] == ["maya"]
+
+
 def test_a_key_sees_only_what_it_is_cleared_for(governed: Governed) -> None:
     secret = governed.add("maya", "My blood pressure medicine is in the drawer.", sensitivity=["health"])
     open_one = governed.add("maya", "My pressure cooker is in the drawer.", sensitivity=["work"])
@@ -164,6 +174,68 @@ def test_a_key_sees_only_what_it_is_cleared_for(governed: Governed) -> None:
     with governed.http("maya-uncleared") as client:
         plan = client.post("/v1/memories/plan", json={"query": "pressure drawer"})
         assert plan.status_code == 200 and secret not in plan.text and open_one in plan.text
+
+
+def test_a_prompt_names_only_what_the_key_is_cleared_for(governed: Governed) -> None:
+    secret = governed.add("maya", "The biopsy is on Monday.", sensitivity=["health"])
+    open_one = governed.add("maya", "The tram leaves at nine.", sensitivity=["work"])
+    with governed.http("maya-uncleared") as client:
+
+        def named(memory: str) -> str:
+            return client.post("/v1/chat/completions", json={"messages": []}, headers={"x-memos-cubes": memory}).text
+
+        assert "There is no memory" in named(secret) and "There is no memory" not in named(open_one)
+
+
+def test_no_word_of_a_memory_can_be_tested_without_clearance(governed: Governed) -> None:
+    governed.add("fay", "Is it booked?", run_id="call", sensitivity=["work"])
+    governed.add("fay", "The biopsy is on Monday.", run_id="call", sensitivity=["health"])
+
+    def asked(word: str) -> list[tuple[str, float, dict[str, float]]]:
+        with governed.http("fay-uncleared") as client:
+            found = client.post("/v1/memories/search", json={"query": word}).json()["results"]
+        return [(memory["memory"], memory["score"], memory["parts"]) for memory in found]
+
+    assert asked("biopsy") == asked("tombola") == [("Is it booked?", 0.0, {})]
+
+
+def test_clearance_is_for_every_version_and_for_what_a_memory_is_now(governed: Governed) -> None:
+    drug = governed.add("maya", "I take lithium.")
+    tram = governed.add("maya", "I take the tram to the clinic.", sensitivity=["health"])
+    between = datetime.now(UTC).isoformat()
+    with governed.http("maya") as client:
+        client.put(f"/v1/memories/{drug}", json={"text": "I take what I take."})
+        client.patch(f"/v1/memories/{drug}", json={"sensitivity": ["health"]})
+        client.put(f"/v1/memories/{tram}", json={"text": "I take the tram."})
+        client.patch(f"/v1/memories/{tram}", json={"sensitivity": []})
+        assert "lithium" in client.get("/v1/memories", params={"as_of": between, "limit": 1000}).text
+        assert "clinic" in client.get(f"/v1/memories/{tram}/history").text
+    with governed.http("maya-uncleared") as client:
+        for path in ("versions", "history", "provenance"):
+            assert client.get(f"/v1/memories/{drug}/{path}").status_code == 404
+            open_part = client.get(f"/v1/memories/{tram}/{path}")
+            assert open_part.status_code == 200 and "clinic" not in open_part.text
+        assert client.post(f"/v1/memories/{tram}/rollback", json={"version": 1}).status_code == 404
+        then = client.get("/v1/memories", params={"as_of": between, "limit": 1000}).text
+        assert "lithium" not in then and "clinic" not in then
+        assert client.delete("/v1/me").status_code == 403
+        client.delete("/v1/memories")
+    assert governed.get("maya", f"/v1/memories/{tram}").status_code == 404
+    assert governed.get("maya", f"/v1/memories/{drug}").status_code == 200
+
+
+def test_the_past_comes_in_pages_too(governed: Governed) -> None:
+    for number in range(3):
+        governed.add("eli", f"note {number}", run_id=f"run {number % 2}")
+    now = {"as_of": "2100-01-01"}
+
+    def listed(**query: Any) -> list[str]:
+        with governed.http("eli") as client:
+            answer = client.get("/v1/memories", params={**now, **query})
+        return [memory["memory"] for memory in answer.json()["results"]]
+
+    assert listed(limit=2) == ["note 0", "note 1"]
+    assert listed(run_id="run 0", limit=2) == ["note 0", "note 2"]
 
 
 def test_a_readers_key_changes_nothing(governed: Governed) -> None:
@@ -196,8 +268,16 @@ def test_every_route_that_writes_is_closed_to_readers() -> None:
         for method in (route.methods or set()) - {"GET", "HEAD", "OPTIONS"}
         if not writes_memory(method, route.path) and WRITES[0] not in route.dependencies
     }
-    reads = {path for _, path in open_to_readers if path.rstrip("/").rpartition("/")[2] in READING}
-    assert {path for _, path in open_to_readers} - reads <= {"/v2/memories/", "/v3/memories/"}, "mem0's lists"
+    reads = {("POST", path + slash) for path in READING for slash in ("", "/")}
+    mem0s = {("POST", f"/v{version}/memories/{part}") for version in (2, 3) for part in ("", "search/")}
+    assert open_to_readers - reads <= mem0s
+
+
+@pytest.mark.parametrize("name", ["plan", "search", "verify"])
+def test_the_name_of_a_snapshot_makes_no_read_of_a_write(name: str) -> None:
+    for method, path in (("DELETE", f"/v1/snapshots/{name}"), ("POST", f"/v1/snapshots/{name}/restore")):
+        assert writes_memory(method, path) and writes_memory(method, f"{path}/")
+    assert writes_memory("DELETE", "/v1/memories/plan") and writes_memory("PUT", "/v1/memories/search/")
 
 
 def test_too_many_requests(governed: Governed) -> None:

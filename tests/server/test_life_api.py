@@ -90,6 +90,17 @@ def test_archived_and_frozen_memories_leave_the_search_and_come_back(client: htt
     refusal(client.put(f"/v1/memories/{memory}/state", json={"state": "asleep"}), 400)
 
 
+def test_archived_memories_are_narrowed_before_they_are_cut(client: httpx.Client) -> None:
+    for text, tag in (("row row row", "x"), ("I row with Ada, and have for years now.", "y")):
+        memory = add(client, text=text, tags=[tag], happened="2025-04-10")["id"]
+        client.put(f"/v1/memories/{memory}/state", json={"state": "archived"})
+    assert found(client, "row", archived=True, top_k=1) == ["row row row"]
+    assert found(client, "row", archived=True, top_k=1, tags=["y"]) == ["I row with Ada, and have for years now."]
+    assert found(client, "row", archived=True, types=["episode"]) == []
+    assert found(client, "row", archived=True, until="2025-04-10T01:00:00+02:00") == []
+    refusal(client.post("/v1/memories/search", json={"query": "row", "archived": True, "since": "garbage"}), 400)
+
+
 def test_sharing_and_taking_back(client: httpx.Client, stranger: httpx.Client, other: str) -> None:
     memory = add(client, text="The door code is under the mat.")["id"]
     refusal(stranger.get(f"/v1/memories/{memory}"), 404)
@@ -149,6 +160,8 @@ def test_a_reader_sees_no_old_texts(client: httpx.Client, stranger: httpx.Client
     assert stranger.get(f"/v1/memories/{memory}").json()["memory"] == "My pin is a secret."
     for part in ("versions", "history"):
         refusal(stranger.get(f"/v1/memories/{memory}/{part}"), 403)
+    origin = stranger.get(f"/v1/memories/{memory}/provenance").json()["results"]
+    assert [(ancestor["version"], ancestor["author"]) for ancestor in origin] == [(2, ""), (1, "")]
 
 
 def test_a_snapshot_brings_memories_back(client: httpx.Client) -> None:
@@ -204,6 +217,9 @@ def test_a_pipeline_is_applied_wholly_or_not_at_all(client: httpx.Client, strang
         messages.append(refusal(answer, 404).replace(memory, ""))
     assert messages[0] == messages[1], "a private memory looks like a missing one"
     assert texts(client.get("/v1/memories")) == ["I like oolong."]
+    delicate = [{"type": "add", "text": "I take lithium.", "sensitivity": ["health"]}]
+    (added,) = client.post("/v1/pipelines", json={"steps": delicate}).json()["results"]
+    assert added["sensitivity"] == ["health"]
     steps = [{"type": "transfer", "id": mine, "owner": "eve"}]
     refusal(client.post("/v1/pipelines", json={"steps": steps}), 403)
     refusal(client.post("/v1/pipelines", json={"steps": [{"type": "burn", "id": mine}]}), 400)

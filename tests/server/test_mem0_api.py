@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,15 @@ def test_batches_are_all_or_none(maya: httpx.Client) -> None:
     assert texts(maya.get("/v1/memories")) == ["first"]
 
 
+def test_metadata_alone_brings_no_older_text_back(maya: httpx.Client) -> None:
+    (memory,) = results(maya.post("/v1/memories/", json={"text": "one"}))
+    twice = [{"memory_id": memory["id"], "text": "two"}, {"memory_id": memory["id"], "metadata": {"n": 1}}]
+    refusal(maya.put("/v1/batch/", json={"memories": twice}), 409)
+    assert maya.put("/v1/batch/", json={"memories": twice[1:]}).status_code == 200
+    changed = maya.get(f"/v1/memories/{memory['id']}/").json()
+    assert (changed["memory"], changed["metadata"], changed["version"]) == ("one", {"n": 1}, 2)
+
+
 @pytest.mark.parametrize("path", ["/v1/memories/", "/v1/memories"])
 def test_deleting_a_run_leaves_the_others(maya: httpx.Client, path: str) -> None:
     for run in ("s1", "s2", "s1"):
@@ -99,7 +109,10 @@ def test_deleting_a_run_leaves_the_others(maya: httpx.Client, path: str) -> None
     assert texts(maya.get(path, params={"run_id": "s2"})) == ["said in s2"]
     assert maya.delete(path, params={"user_id": "maya", "run_id": "s1"}).json()["deleted"] == 2
     assert texts(maya.get("/v1/memories")) == ["said in s2"]
-    refusal(maya.delete(path, params={"filters": "{'run_id': 's2'}"}), 400)
+    for mistyped in ({"filters": "{'run_id': 's2'}"}, {"runid": "s2"}, {"run_id": "s1", "session_id": "s2"}):
+        assert repr(max(mistyped)) in refusal(maya.delete(path, params=mistyped), 400)
+    assert maya.delete(path, params={"run_id": "s1", "org_id": "o", "project_id": "p"}).json()["deleted"] == 0
+    assert texts(maya.get("/v1/memories")) == ["said in s2"]
     assert maya.delete("/v2/entities/run/s2/").json()["deleted"] == 1
 
 
@@ -130,6 +143,16 @@ def test_strangers_get_nowhere(keyed_api: Server) -> None:
     with keyed_api.http() as stranger:
         for path in ("/v3/memories/add/", "/v3/memories/search/", "/v2/memories/"):
             refusal(stranger.post(path, json={"text": "x", "query": "x", "user_id": "maya"}), 401)
+
+
+def test_a_strangers_body_is_not_even_read(keyed_api: Server) -> None:
+    """The answer comes while most of the body is still to be sent."""
+    address = keyed_api.url.removeprefix("http://").split(":")
+    for path in ("/v2/memories/", "/v3/memories/add/", "/v1/memories"):
+        with socket.create_connection((address[0], int(address[1])), timeout=10) as stranger:
+            head = ["Host: x", "Content-Type: application/json", "Content-Length: 9000000", "", '{"text"']
+            stranger.sendall("\r\n".join([f"POST {path} HTTP/1.1", *head]).encode())
+            assert stranger.recv(12) == b"HTTP/1.1 401"
 
 
 def test_vllms_own_key_does_not_leave_v3_open(tmp_path: Path) -> None:

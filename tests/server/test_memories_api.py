@@ -76,6 +76,8 @@ def test_user_messages_become_memories_word_for_word(client: httpx.Client, user:
         {"text": "x", "metadata": {"nested": {"a": 1}}},
         {"text": "x", "expires": "soon"},
         {"text": "x", "access": [""]},
+        {"messages": [{"role": "user", "content": "x"}] * 1001},
+        {"messages": [{"role": "user", "content": "x"}] * 1001, "infer": True},
     ],
 )
 def test_what_cannot_be_remembered_is_refused(client: httpx.Client, user: str, body: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def tensors(*, rank: int = 4, seed: int = 0, layers: Iterable[int] = range(LAYER
 
 def config(*, rank: int = 4, **more: Any) -> dict[str, Any]:
     """What PEFT writes beside the tensors."""
-    fields = {
+    fields: dict[str, Any] = {
         "alora_invocation_tokens": None,
         "alpha_pattern": {},
         "auto_mapping": None,

@@ -136,7 +136,7 @@ def test_sharing(registry: AdapterRegistry, tmp_path: Path) -> None:
     assert registry.resolve(BO, "maya/poet") == stored
     shared, mine = registry.list(BO)[0], registry.list(MAYA)[0]
     assert shared == registry.get(BO, "maya/poet") and mine.access == READ and mine.versions == (stored,)
-    assert shared.access == shared.versions[0].parents == (), "who else may use it, and what it was made from"
+    assert (shared.access, shared.versions[0].parents) == ((), ()), "who else may use it, and what it was made from"
     for attempt in ATTEMPTS[3:8]:
         with pytest.raises(Forbidden, match="not yours"):
             attempt(registry, BO, "maya/poet", tmp_path)

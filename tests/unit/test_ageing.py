@@ -13,7 +13,7 @@ import pytest
 
 from memos_vllm.cube import MemCube
 from memos_vllm.scheduler.clock import DAY, stamp_of
-from memos_vllm.scheduler.lifecycle import CHANGES, Lifecycle
+from memos_vllm.scheduler.lifecycle import CHANGES, Lifecycle, Step
 from memos_vllm.server import ageing, metrics
 from memos_vllm.server.ageing import CLAIM, FADE_EVERY, Ageing
 from memos_vllm.server.claims import claimed
@@ -98,9 +98,18 @@ def test_it_rests_longer_than_it_works(vault: Vault, monkeypatch: pytest.MonkeyP
 def test_it_works_by_itself_once_started(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ageing, "EXPIRE_EVERY", 0.05)
     (cube,) = vault.add([MemCube.plaintext("tea", owner="maya", expires=stamp_of(time.time() + 0.1))], actor="maya")
+    lifecycle, bugs = Lifecycle(vault), [ZeroDivisionError("a bug")]
+    sweep = lifecycle.expire
+
+    def expire(now: float) -> Iterator[Step]:
+        if bugs:
+            raise bugs.pop()
+        return sweep(now)
+
+    monkeypatch.setattr(lifecycle, "expire", expire)
 
     async def run() -> None:
-        Ageing(Lifecycle(vault)).start()
+        Ageing(lifecycle).start()
         deadline = time.monotonic() + 10
         while vault.get(cube.id).header.state != "expired":
             assert time.monotonic() < deadline

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memos_vllm.cube import MemCube
+from memos_vllm.cube import Header, MemCube, Plaintext, completed
 from memos_vllm.errors import BadInput
 from memos_vllm.retrieval.base import TimeWindow
+from memos_vllm.server.mem0_door import user_in
 from memos_vllm.server.routes.cursors import cursor_of, seq_of
-from memos_vllm.server.routes.filters import query_of, user_in
+from memos_vllm.server.routes.filters import query_of
 from memos_vllm.server.schemas import SearchRequest
 
 SECRET = bytes(range(32))
@@ -34,9 +35,10 @@ def options(filters: dict[str, Any] | None = None, **body: Any) -> dict[str, Any
         ({"kind": {"in": ["fact", "habit"]}}, {"filters": {"kind": ["fact", "habit"]}}),
         ({"metadata": {"kind": "fact"}}, {"filters": {"kind": "fact"}}),
         ({"run_id": "*"}, {}),
-        ({"categories": {"contains": "tea"}}, {"tags": ["tea"]}),
+        ({"categories": {"contains": "tea"}}, {"tags": [["tea"]]}),
         ({"created_at": {"gte": "2025-01-01", "lt": "2025-02-01"}}, {"window": TimeWindow("2025-01-01", "2025-02-01")}),
         ({"created_at": {"gt": "2025-01-31", "lte": "2025-02-28"}}, {"window": TimeWindow("2025-02-01", "2025-03-01")}),
+        ({"AND": [{"tags": "a"}, {"tags": ["b", "c"]}]}, {"tags": [["a"], ["b", "c"]]}),
         (
             {"AND": [{"created_at": {"gte": "2025-01-01"}}, {"created_at": {"gte": "2025-03-01"}}]},
             {"window": TimeWindow("2025-03-01", "")},
@@ -66,6 +68,16 @@ def test_what_is_not_understood_is_refused(filters: dict[str, Any]) -> None:
         options(filters)
 
 
+def test_what_a_request_says_beside_filters_must_hold_too() -> None:
+    assert options({"categories": "b"}, tags=["a", "c"]) == {"tags": [["a", "c"], ["b"]]}
+    window = TimeWindow("2025-04-11T04:00:00.000000Z", "2025-04-12")
+    assert options(since="2025-04-10T23:00:00-05:00", until="2025-04-12") == {"window": window}
+    malformed: list[dict[str, Any]] = [{"since": "garbage"}, {"until": "soon"}]
+    for body in malformed:
+        with pytest.raises(BadInput):
+            options(**body)
+
+
 def test_filters_nest_only_so_deep() -> None:
     deep: dict[str, Any] = {"user_id": "maya"}
     for _ in range(100):
@@ -80,6 +92,7 @@ def test_filters_nest_only_so_deep() -> None:
     [
         ({"user_id": "maya"}, "maya"),
         ({"AND": [{"kind": "fact"}, {"AND": [{"user_id": "maya"}]}]}, "maya"),
+        ({"and": [{"user_id": "maya"}]}, "maya"),
         ({"OR": [{"user_id": "maya"}]}, None),
         ({"user_id": "*"}, None),
         ({"user_id": 7}, None),
@@ -92,11 +105,30 @@ def test_the_user_that_filters_name(filters: Any, user: str | None) -> None:
 
 
 def test_a_list_is_filtered_like_a_search() -> None:
-    cube = MemCube.plaintext("I like tea.", owner="maya", tags=["tea"], metadata={"kind": "fact"})
+    cube = MemCube.plaintext("I like tea.", owner="maya", tags=["tea", "drink"], metadata={"kind": "fact"})
     passing = [{}, {"kind": "fact"}, {"categories": ["tea", "x"]}, {"created_at": {"gte": "2020-01-01"}}]
     failing = [{"kind": "habit"}, {"categories": "x"}, {"created_at": {"lt": "2020-01-01"}}]
+    passing += [{"AND": [{"tags": "tea"}, {"tags": "drink"}]}]
+    failing += [{"AND": [{"tags": "tea"}, {"tags": "x"}]}]
     for filters, passes in [*((item, True) for item in passing), *((item, False) for item in failing)]:
         assert query_of(SearchRequest.model_validate({"query": "", "filters": filters})).lets_through(cube) is passes
+
+
+@pytest.mark.parametrize(
+    ("body", "passes"),
+    [
+        ({"types": ["fact"]}, True),
+        ({"types": ["episode", "user_preference"]}, False),
+        ({"since": "2025-04-10"}, True),
+        ({"since": "2025-04-10T00:00:00+00:00", "until": "2025-04-10T00:00:00-01:00"}, True),
+        ({"since": "2025-04-10T01:00:00+01:00"}, True),
+        ({"since": "2025-04-10T00:00:00-01:00"}, False),
+        ({"until": "2025-04-10T00:00:00"}, False),
+    ],
+)
+def test_a_list_knows_types_and_times(body: dict[str, Any], passes: bool) -> None:
+    cube = completed(MemCube(Header(owner="maya", happened="2025-04-10"), Plaintext("I had tea.")))
+    assert query_of(SearchRequest.model_validate({"query": "", **body})).lets_through(cube) is passes
 
 
 @given(seq=st.integers(min_value=0, max_value=2**40 - 1))

@@ -178,8 +178,9 @@ def test_a_log_written_anew_is_told_by_an_anchor(env: Environment) -> None:
     fill(env, 7)
     assert problems(env) == []
     assert problems(env, anchor) == ["audit entry 5: differs from the anchor, the log was written anew"]
-    with pytest.raises(BadInput, match="anchor"):
-        problems(env, "5")
+    for malformed in ("5", f"{'9' * 60}:{'0' * 64}", f"{2**64}:{'0' * 64}"):
+        with pytest.raises(BadInput, match="anchor"):
+            problems(env, malformed)
 
 
 def test_a_missing_row_of_the_owners_index_is_found(env: Environment) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memos_vllm.cube import (
+    MAX_GRANTS,
     MAX_TEXT_BYTES,
     Activation,
     Grant,
@@ -79,6 +80,13 @@ def test_every_payload_kind_round_trips() -> None:
     assert issubclass(NotPlaintext, BadInput) and issubclass(NotPlaintext, TypeError)
 
 
+def test_many_share_through_a_group() -> None:
+    access = [f"user-{number}" for number in range(MAX_GRANTS)]
+    assert len(MemCube.plaintext("x", owner="maya", access=[*access, "maya"]).header.access) == MAX_GRANTS
+    with pytest.raises(TooLarge, match="group"):
+        MemCube.plaintext("x", owner="maya", access=[*access, "one more"])
+
+
 def test_structured_content_is_json_outside_and_text_inside() -> None:
     data = {"payload": {"type": "plaintext", "format": "json", "content": {"b": [1, None], "a": "ü"}}}
     cube = MemCube.from_json(data, owner="maya")
@@ -118,6 +126,7 @@ def test_grants_are_one_per_principal_and_never_the_owner() -> None:
         ({"meta": {"metadata": {"a": float("inf")}}}, "finite"),
         ({"meta": {"metadata": {"a": 2**70}}}, "stored"),
         ({"meta": {"half_life_days": 0}}, "half_life_days"),
+        ({"meta": {"half_life_days": 5e-324}}, "half_life_days"),
         ({"meta": {"tags": ["\udfff"]}}, "stored"),
     ],
 )
@@ -150,6 +159,7 @@ def test_times_have_one_form_which_sorts() -> None:
     assert timestamp("2025-04-10T14:00:00+02:00", "created") == "2025-04-10T12:00:00.000000Z"
     assert timestamp("2025-04-10T12:00:00", "created") == "2025-04-10T12:00:00.000000Z"
     assert timestamp(now(), "created") <= now()
+    assert timestamp("0068-01-01T00:00:00", "created") == "0068-01-01T00:00:00.000000Z"
 
 
 def test_expiry() -> None:

@@ -42,6 +42,23 @@ def test_an_export_is_redacted_and_marked(vault: Vault) -> None:
     assert [(name, entry and entry.recipient) for name, entry in found.items()] == [(number, "doctor")]
 
 
+def test_marks_hide_nothing_from_redaction(vault: Vault) -> None:
+    remember(vault, "card 4111 1111\u2063 1111 1111, mail ana\u2063@example.org", tags=["ana\u2063@example.org"])
+    _, cubes = export(vault, "maya", recipient="doctor", actor="maya")
+    (cube,) = cubes
+    assert strip(cube["payload"]["content"]) == "card [payment card], mail [email]"
+    assert cube["meta"]["tags"] == ["[email]"]
+
+
+def test_who_owns_and_who_wrote_does_not_leave(vault: Vault) -> None:
+    cube = MemCube.plaintext("tea", owner="maya@example.org", access=["bo@example.org"])
+    vault.add([cube], actor="maya@example.org")
+    vault.update(cube.id, "green tea", actor="bo@example.org")
+    _, cubes = export(vault, "maya@example.org", recipient="doctor", actor="maya@example.org")
+    (left,) = cubes
+    assert "example" not in json.dumps(left) and left["meta"]["parents"] == []
+
+
 def test_structured_content_stays_json(vault: Vault) -> None:
     content = {"card": 4111111111111111, "year": 2024, "ok": True, "who": ["ana@example.org", None, 1.5]}
     data = {"meta": {}, "payload": {"type": "plaintext", "format": "json", "content": content}}

@@ -17,6 +17,7 @@ from memos_vllm.cube import MemCube
 from memos_vllm.retrieval import MemOperator
 from memos_vllm.vault import Vault, index
 from memos_vllm.vault.env import Txn
+from memos_vllm.vault.postings import MAX_WORDS
 from memos_vllm.vault.states import ALLOWED, HOT
 from memos_vllm.vault.words import words_of
 
@@ -158,6 +159,18 @@ def test_insert_and_remove_may_be_repeated(vault: Vault) -> None:
     assert [hit.cube.id for hit in MemOperator(vault).search("bo", "tea mate lake", top_k=5)] == [other.id]
     write(vault, lambda txn: index.insert(txn, cube))
     assert problems(vault) == []
+
+
+def test_a_text_is_found_by_its_first_words_only(vault: Vault) -> None:
+    words = [f"word{number}" for number in range(MAX_WORDS + 1)]
+    vault.add([MemCube.plaintext(" ".join(words), owner="maya")], actor="maya")
+    operator = MemOperator(vault)
+    assert [operator.search("maya", word, top_k=1)[0].score > 0 for word in (words[0], words[-2], words[-1])] == [
+        True,
+        True,
+        False,
+    ]
+    assert vault.check() == []
 
 
 def test_a_long_word_count_and_a_repeated_word_fit(vault: Vault) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from memos_vllm import cli
-from memos_vllm.errors import BadInput, NotFound, Unauthorized
+from memos_vllm.cube import MemCube
+from memos_vllm.errors import BadInput, Conflict, NotFound, Unauthorized
 from memos_vllm.governance import KeyRing, groups, keys, quota
 from memos_vllm.governance.directory import MAX_AGE, Directory
 from memos_vllm.governance.identity import NOBODY, Bearer
@@ -159,6 +160,20 @@ def test_groups(vault: Vault) -> None:
     with pytest.raises(BadInput):
         groups.add(vault, "staff", ["group:board"], actor="a")
     assert groups.remove(vault, "staff", [], actor="a") is None and groups.listed(vault) == {}
+
+
+def test_a_group_made_anew_inherits_nothing(vault: Vault) -> None:
+    groups.add(vault, "staff", ["maya"], actor="a")
+    shared = MemCube.plaintext("the rota", owner="bo", access=["group:staff", "cy"])
+    own = MemCube.plaintext("the key", owner="group:staff")
+    vault.add([shared], actor="bo")
+    vault.add([own], actor="maya")
+    with pytest.raises(Conflict, match="owns 1 memories"):
+        groups.remove(vault, "staff", [], actor="a")
+    vault.delete(own.id, actor="maya")
+    groups.remove(vault, "staff", [], actor="a")
+    groups.add(vault, "staff", ["eve"], actor="a")
+    assert vault.readable("group:staff") == [] and vault.get(shared.id).readers() == ("bo", "cy")
 
 
 def test_a_forgotten_member_is_in_no_group(vault: Vault) -> None:

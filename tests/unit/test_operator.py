@@ -1,15 +1,21 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from memos_vllm.cube import Header, MemCube, Parameter, completed
+from memos_vllm.cube import Header, MemCube, Parameter, Plaintext, completed
 from memos_vllm.errors import BadInput
 from memos_vllm.retrieval import MemOperator, TimeWindow
+from memos_vllm.retrieval.operator import _Reader
 from memos_vllm.vault import Vault
+
+WORDS = ("tea", "lake", "train", "biopsy")
 
 
 @pytest.fixture
@@ -106,6 +112,9 @@ def test_filters(vault: Vault) -> None:
 
     assert found(tags="drink") == found(tags=["drink", "food"]) == found(run_id="r1", n=1) == {"tea at home"}
     assert found(semantic_type="user_preference") == found(run_id=["r2", "r3"]) == {"tea at work"}
+    both = operator.search("maya", "tea", top_k=10, tags=[["drink"], ["home", "x"]])
+    assert {hit.cube.text for hit in both} == {"tea at home"}
+    assert operator.search("maya", "tea", top_k=10, tags=[["drink"], ["food"]]) == []
     assert found(run_id="r3") == found(missing="x") == found(tags="drink", run_id="r2") == set()
     with pytest.raises(BadInput, match="run_id"):
         found(run_id={"gte": 1})
@@ -146,6 +155,26 @@ def test_several_principals_are_searched_as_one_memory(vault: Vault) -> None:
     assert MemOperator(vault).search((), "tea", top_k=10) == []
 
 
+def test_what_others_share_changes_nothing_for_a_prompt(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt asks for the caller's own: a stranger's grants cost it no reading, and weigh in no score."""
+    add(vault, "I like tea", "The lake is cold", source="s")
+    operator, own = MemOperator(vault), {"owner": "maya"}
+    before = [(hit.cube.id, hit.score, hit.parts) for hit in operator.search("maya", "tea", top_k=5, filters=own)]
+    add(vault, *("tea tea lake" for _ in range(50)), owner="bo", access=["maya"], source="s")
+    loaded: list[str] = []
+    load = _Reader._load
+
+    def noted(reader: _Reader, cube_id: str) -> Any:
+        loaded.append(cube_id)
+        return load(reader, cube_id)
+
+    monkeypatch.setattr(_Reader, "_load", noted)
+    after = [(hit.cube.id, hit.score, hit.parts) for hit in operator.search("maya", "tea", top_k=5, filters=own)]
+    assert before == after and len(loaded) == len(before)
+    assert operator.search("maya", "tea", top_k=5, filters={**own, "fingerprint": "favourit tea"}) == []
+    assert len(loaded) == len(before)
+
+
 def test_what_others_store_changes_no_score(vault: Vault) -> None:
     add(vault, "I like tea", "The lake is cold", "Tea and mate")
     operator = MemOperator(vault)
@@ -177,7 +206,7 @@ def test_time_windows_types_and_tags(vault: Vault) -> None:
     assert found(window=TimeWindow(end="2023-06-01T00:00:00Z")) == ["2023-05-07"]
     assert found(window=TimeWindow("2023-06-01")) == ["2023-06-01", "2023-06-30"]
     assert found(types=["fact", "episode"]) == ["2023-05-07", "2023-06-01"]
-    assert found(tags=["fact"], types=["episode"]) == []
+    assert found(tags=[["fact"]], types=["episode"]) == []
     with pytest.raises(BadInput, match="window start"):
         TimeWindow("last week")
 
@@ -219,7 +248,7 @@ def test_a_speaker_or_a_month_in_the_question_counts(vault: Vault) -> None:
 
 def test_signals_that_are_not_there_are_refused(vault: Vault) -> None:
     operator = MemOperator(vault)
-    with pytest.raises(BadInput, match="dense; it has lexical, neighbours, hints"):
+    with pytest.raises(BadInput, match="'dense'; it has lexical, neighbours, hints"):
         operator.search("maya", "tea", top_k=1, using=["lexical", "dense"])
 
 
@@ -244,3 +273,61 @@ def test_nothing_is_printed(vault: Vault, capfd: pytest.CaptureFixture[str]) -> 
     add(vault, *(f"tea {n}" for n in range(50)))
     assert texts(MemOperator(vault), "tea", top_k=1)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_happened_long_ago_is_kept_and_found(vault: Vault) -> None:
+    header = Header(owner="maya", happened="0068-06-09T12:00:00", expires="2999-01-01")
+    vault.add([completed(MemCube(header, Plaintext("Nero died.")))], actor="maya")
+    (hit,) = MemOperator(vault).search("maya", "Nero", top_k=1, window=TimeWindow("0060-01-01", "0070-01-01T00:00:00"))
+    assert hit.cube.header.happened == "0068-06-09T12:00:00.000000Z"
+
+
+def test_what_no_search_can_mean_is_refused(vault: Vault) -> None:
+    add(vault, "Tea.")
+    for options in ({"filters": {"n": 10**400}}, {"filters": {"n": [1, -(1 << 64)]}}, {"using": ["\ud800"]}):
+        with pytest.raises(BadInput) as refusal:
+            MemOperator(vault).search("maya", "tea", top_k=1, **options)
+        str(refusal.value).encode()
+    assert MemOperator(vault).search("maya", "tea", top_k=1, filters={"n": (1 << 64) - 1}) == []
+
+
+TAGS = ("health", "family")
+TURNS = st.lists(
+    st.tuples(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), st.sets(st.sampled_from(TAGS))), max_size=8
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(turns=TURNS, clearance=st.sets(st.sampled_from(TAGS)), query=st.lists(st.sampled_from(WORDS), min_size=1))
+def test_what_a_key_is_not_cleared_for_changes_nothing(
+    turns: list[tuple[list[str], set[str]]], clearance: set[str], query: list[str]
+) -> None:
+    """Hits, scores and parts are those of a memory that never held it: no word of it can be tested."""
+    found = []
+    for kept in (turns, [turn for turn in turns if turn[1] <= clearance]):
+        with TemporaryDirectory() as folder, Vault.open(Path(folder) / "memory") as vault:
+            for number, (words, tags) in enumerate(turns):
+                header = Header(id=f"{number:032x}", owner="maya", source="s", sensitivity=tuple(tags))
+                header = msgspec.structs.replace(header, created="2025-01-01", happened="2025-01-01")
+                if (words, tags) in kept:
+                    vault.add([completed(MemCube(header, Plaintext(" ".join(words))))], actor="maya")
+            hits = MemOperator(vault).search("maya", " ".join(query), top_k=3, clearance=clearance)
+            found.append([(hit.cube.id, hit.score, hit.parts) for hit in hits])
+            assert vault.check() == []
+    assert found[0] == found[1]
+
+
+def test_a_clearance_follows_the_tags(vault: Vault) -> None:
+    (cube,) = add(vault, "My medicine is in the drawer.")
+    operator = MemOperator(vault)
+
+    def seen(*clearance: str) -> bool:
+        return bool(operator.search("maya", "medicine", top_k=1, clearance=clearance))
+
+    assert seen() and seen("work")
+    vault.edit(cube.id, actor="maya", sensitivity=["health", "family", "health"])
+    assert not seen() and not seen("health") and seen("health", "family", "work")
+    vault.edit(cube.id, actor="maya", sensitivity=["family"])
+    assert seen("family") and not seen("health")
+    vault.edit(cube.id, actor="maya", sensitivity=[])
+    assert seen() and vault.check() == []

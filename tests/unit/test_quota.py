@@ -154,6 +154,21 @@ def test_bytes_up_to_the_quota(tmp_path: Path) -> None:
             vault.add([memory("x" * 40_000)], actor="maya")
 
 
+def test_who_is_over_their_quota_still_ages(tmp_path: Path) -> None:
+    """And keeps nobody else from it: a sweep changes memories of several owners in one transaction."""
+    with limited(tmp_path / "memory", Limits(bytes=20_000)) as vault:
+        vault.quota_guard = None
+        full = vault.add([memory("x" * 30_000), memory("y" * 30_000)], actor="maya")
+        other = vault.add([memory(owner="bo")], actor="bo")
+        vault.quota_guard = Directory(vault, Limits(bytes=20_000)).check_quota
+        expired = vault.transition_all([full[0].id, other[0].id], "expired", actor="memos-vllm")
+        assert [cube.header.state for cube in expired] == ["expired", "expired"]
+        assert vault.transition(full[1].id, "frozen", actor="maya").header.state == "frozen"
+        assert vault.prioritise(full[1].id, "pinned").header.priority == "pinned"
+        with pytest.raises(QuotaExceeded):
+            vault.edit(full[1].id, actor="maya", metadata={"a": "b"})
+
+
 def test_own_quota_of_a_user(tmp_path: Path) -> None:
     vault = Vault.open(tmp_path / "memory")
     quota.put(vault, "maya", Quota(cubes=1), actor="a")

@@ -121,6 +121,8 @@ def test_findings_are_in_order_and_apart_and_a_redacted_text_is_the_rest(text: s
         "a.",
         "password ",
         "AB12 ",
+        "AB12" + "C" * 60 + " ",
+        "AB12 CCCC 3",
         ":a",
         "1.",
         "://a:",

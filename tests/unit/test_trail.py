@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +81,33 @@ def test_what_cannot_be_written_waits(vault: Vault, tmp_path: Path) -> None:
     trail.flush()
     assert len(accesses(vault)) == 1
     closed.close()
+
+
+def test_many_accesses_share_a_transaction(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    write = vault.record
+
+    def record(*entries: Mapping[str, Any]) -> None:
+        calls.append(len(entries))
+        write(*entries)
+
+    monkeypatch.setattr(vault, "record", record)
+    trail = AccessTrail(vault, "access")
+    for number in range(trail_module.AT_ONCE + 1):
+        trail.note(f"user-{number}", "refuse")
+    trail.flush()
+    assert calls == [trail_module.AT_ONCE, 1] and vault.verify_log() == []
+
+
+def test_what_waits_at_an_orderly_stop_is_written(vault: Vault) -> None:
+    async def run() -> None:
+        trail = AccessTrail(vault, "access")
+        trail.start()
+        await asyncio.sleep(0)
+        trail.note("bo", "refuse")
+
+    asyncio.run(run())
+    assert [actor for actor, *_ in accesses(vault)] == ["bo"]
 
 
 def test_a_flood_is_counted(vault: Vault, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -30,7 +30,9 @@ def test_a_restore_brings_back_what_was_changed_and_deleted(vault: Vault) -> Non
     vault.update(gone.id, "still there", actor="maya")
     vault.delete(gone.id, actor="maya")
     (new,) = add(vault, "new")
+    vault.put_kv(kv_for(vault, vault.get(changed.id), "of another text"))
     restored = vault.restore_snapshot("maya", "monday", actor="admin")
+    assert restored.kv_keys == ["of another text"] and vault.get_kv("of another text") is None
     assert texts(restored.changed) == ["before"] and restored.unchanged == 1
     assert texts(restored.revived) == ["gone"] and texts(restored.archived) == ["new"]
     assert texts(vault.list("maya", states=HOT)) == ["kept", "before", "gone"]

@@ -20,6 +20,14 @@ def vault(tmp_path: Path) -> Iterator[Vault]:
         assert vault.check() == []
 
 
+def test_what_a_rollback_brings_back_is_as_delicate_as_it_was(vault: Vault) -> None:
+    (cube,) = add(vault, "I take lithium")
+    vault.edit(cube.id, actor="maya", sensitivity=["health"])
+    vault.update(cube.id, "I take the tram", actor="maya")
+    vault.edit(cube.id, actor="maya", sensitivity=["work"])
+    assert vault.rollback(cube.id, 1, actor="maya").header.sensitivity == ("work", "health")
+
+
 def test_a_rollback_is_a_new_version_with_the_old_content(vault: Vault) -> None:
     cube = MemCube.plaintext("I drink tea", owner="maya", tags=["taste"], metadata={"a": 1})
     vault.add([cube], actor="maya")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from memos_vllm.server.routes import account, life, mem0, memories, namespaces
+from memos_vllm.server.routes import account, adapters, life, mem0, memories, namespaces, trainings
 
 router = APIRouter()
 # Before memories: `/v1/memories/plan` is no memory's id.
@@ -15,6 +15,9 @@ router.include_router(account.router)
 router.include_router(memories.router)
 router.include_router(life.router)
 router.include_router(namespaces.router)
+# Before adapters: a training is no adapter's name.
+router.include_router(trainings.router)
+router.include_router(adapters.router)
 router.include_router(mem0.router)
 
 __all__ = ["router"]

@@ -115,7 +115,10 @@ def usage(service: Service, user: User, user_id: UserId = None) -> UsageBody:
 def forget_me(service: Service, user: User, user_id: UserId = None) -> Forgotten:
     """Delete everything about the user: memories with all versions, K/V, snapshots, index rows, keys, memberships,
     rights that others gave them, and their name in the audit log. The answer proves it: no row tells of them any more.
+    A key that is not cleared for all memories may not do this.
     """
+    if service.caller(user).clearance is not None:
+        raise Forbidden("This API key is not cleared for all memories of the user: use one that is.")
     return Forgotten.of(user, *service.forget_user(user))
 
 

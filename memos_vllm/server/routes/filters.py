@@ -13,49 +13,51 @@ from typing import Any
 
 from memos_vllm.cube import MemCube, SemanticType, timestamp
 from memos_vllm.errors import BadInput
-from memos_vllm.retrieval.base import TimeWindow, checked_filters, matches
+from memos_vllm.retrieval.base import TimeWindow, checked_filters, matches, tagged
+from memos_vllm.server.mem0_door import MAX_DEPTH
 from memos_vllm.server.schemas import SearchRequest
+from memos_vllm.vault.postings import micros
 
-MAX_DEPTH = 8
 _RANGES = ("gte", "gt", "lte", "lt")
 _TIMES = ("created_at", "happened", "timestamp")
 
 
 @dataclass
 class Wanted:
-    """Keyword arguments of `Operator.search`, without the query and how many."""
+    """Keyword arguments of `Operator.search`, without the query and how many. tags: any of each list."""
 
     filters: dict[str, Any] = field(default_factory=dict)
     start: str = ""
     end: str = ""
     types: list[SemanticType] | None = None
-    tags: list[str] | None = None
+    tags: list[list[str]] = field(default_factory=list)
     neighbours: bool = True
     using: list[str] | None = None
 
     def options(self) -> dict[str, Any]:
         window = TimeWindow(self.start, self.end) if self.start or self.end else None
-        options = {"filters": self.filters or None, "window": window, "types": self.types, "tags": self.tags}
+        options = {"filters": self.filters, "window": window, "types": self.types, "tags": self.tags}
         return {
-            **{name: value for name, value in options.items() if value is not None},
+            **{name: value for name, value in options.items() if value},
             **({} if self.neighbours else {"neighbours": False}),
             **({} if self.using is None else {"using": self.using}),
         }
 
     def lets_through(self, cube: MemCube) -> bool:
         """Whether a cube has what is asked for: what a search checks, for a list without a query."""
-        told = cube.header.happened or cube.header.created
+        told = micros(cube.header.happened or cube.header.created)
         return (
             matches(cube, checked_filters(self.filters))
-            and (self.tags is None or not set(self.tags).isdisjoint(cube.header.tags))
-            and self.start <= told
-            and (not self.end or told < self.end)
+            and tagged(cube, self.tags)
+            and (not self.types or cube.header.semantic_type in self.types)
+            and (not self.start or told >= micros(self.start))
+            and (not self.end or told < micros(self.end))
         )
 
     def require(self, name: str, value: Any) -> None:
         """Add one condition. Raises BadInput where it contradicts another."""
         if name in ("categories", "tags"):
-            self.tags = [*(self.tags or []), *(str(tag) for tag in (value if isinstance(value, list) else [value]))]
+            self.tags.append([str(tag) for tag in (value if isinstance(value, list) else [value])])
         elif self.filters.setdefault(name, value) != value:
             raise BadInput(f"The filter {name!r} asks for two different values; ask for one, or for a list.")
 
@@ -63,10 +65,10 @@ class Wanted:
 def query_of(body: SearchRequest) -> Wanted:
     """The search that a request asks for. Raises BadInput, which names what is not understood."""
     wanted = Wanted(
-        start=body.since,
-        end=body.until,
+        start=timestamp(body.since, "since"),
+        end=timestamp(body.until, "until"),
         types=body.types,
-        tags=body.tags,
+        tags=[body.tags] if body.tags else [],
         neighbours=body.neighbours,
         using=body.using,
     )
@@ -76,17 +78,6 @@ def query_of(body: SearchRequest) -> Wanted:
         if (value := getattr(body, name)) is not None:
             wanted.require(name, value)
     return wanted
-
-
-def user_in(filters: Any, depth: int = 0) -> str | None:
-    """The user that filters name, on any level of `AND`; None where they name none, or any."""
-    if not isinstance(filters, Mapping) or depth > MAX_DEPTH:
-        return None
-    if isinstance(user := filters.get("user_id"), str) and user != "*":
-        return user
-    inner = filters.get("AND")
-    found = (user_in(item, depth + 1) for item in inner) if isinstance(inner, list) else iter(())
-    return next((user for user in found if user is not None), None)
 
 
 def _conditions(filters: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 
 from memos_vllm.cube import MemCube, checked_principal
 from memos_vllm.errors import BadInput, NotFound
+from memos_vllm.governance.acl import may_write
 from memos_vllm.server.routes.common import (
     COMMON,
     CONFLICT,
@@ -56,6 +57,8 @@ def list_versions(memory_id: MemoryId, service: Service, user: User, user_id: Us
 def roll_back(memory_id: MemoryId, body: RollbackRequest, service: Service, user: User) -> Memory:
     """Bring an older version's content back, as a new version."""
     writable(service, user, memory_id)
+    if not service.cleared(user, [service.vault.get(memory_id, version=body.version)]):
+        raise NotFound(f"Memory {memory_id} has no version {body.version} that you may read.")
     cube = service.update(memory_id, lambda: service.vault.rollback(memory_id, body.version, actor=user))
     return shown(service, cube, user, event="UPDATE")
 
@@ -75,8 +78,8 @@ def set_state(memory_id: MemoryId, body: StateRequest, service: Service, user: U
 def provenance(memory_id: MemoryId, service: Service, user: User, user_id: UserId = None) -> Provenance:
     """What a memory comes from, the nearest first, as far as the caller may read it."""
     service.readable(user, memory_id)
-    ancestors = service.vault.provenance(memory_id)
-    return Provenance(results=[AncestorBody.of(item) for item in ancestors if _may_see(service, user, item)])
+    seen = (_seen(service, user, item) for item in service.vault.provenance(memory_id))
+    return Provenance(results=[AncestorBody.of(item) for item in seen if item is not None])
 
 
 @router.get("/access", response_model=AccessBody)
@@ -131,11 +134,11 @@ def _only(cube: MemCube, principal: str) -> MemCube:
     return MemCube(msgspec.structs.replace(cube.header, access=kept), cube.payload)
 
 
-def _may_see(service: MemoryService, user: str, ancestor: Ancestor) -> bool:
-    if ancestor.owner and ancestor.owner in service.principals(user):
-        return True
+def _seen(service: MemoryService, user: str, ancestor: Ancestor) -> Ancestor | None:
+    """An ancestor as the user may see it: readers are not told who else writes."""
     try:
-        service.readable(user, ancestor.id)
+        cube = service.readable(user, ancestor.id)
     except NotFound:
-        return False
-    return True
+        return None
+    known = ancestor.author == user or may_write(cube, service.principals(user))
+    return ancestor if known else msgspec.structs.replace(ancestor, author="")

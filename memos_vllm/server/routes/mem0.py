@@ -1,8 +1,7 @@
 """The paths of mem0's hosted API, which end in a slash and carry its version. A mem0 client that is given this server's
 address works unchanged, with a key that belongs to a user (`mem0ai` 0.1 to 2.2 read).
 
-Out of OpenAPI: these are other names of what stands there. `Mem0Door` lifts the user out of their filters before the
-identity check.
+Out of OpenAPI: these are other names of what stands there. The identity check finds the user in their filters too.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
+from memos_vllm.cube import MemCube
 from memos_vllm.errors import BadInput, Forbidden, NotFound
 from memos_vllm.server.routes import memories
 from memos_vllm.server.routes.common import MemoryRoute, Scope, Scoped, Service, User, UserId, owned, writable
@@ -169,10 +169,7 @@ def batch_update(body: Batch, service: Service, user: User) -> dict[str, str]:
     items = [(writable(service, user, item.memory_id), item) for item in body.memories]
     if any(item.text is None and item.metadata is None for _, item in items):
         raise BadInput("There is nothing new: send a text or metadata with each memory.")
-    steps = [
-        UpdateStep(cube.id, cube.text if item.text is None else item.text, metadata=item.metadata or {})
-        for cube, item in items
-    ]
+    steps = [_update(cube, item) for cube, item in items]
     service.pipeline(steps, user, permit_for(service, user))
     return {"message": f"Successfully updated {len(items)} memories"}
 
@@ -183,6 +180,13 @@ def batch_delete(body: Batch, service: Service, user: User) -> dict[str, str]:
     ids = [owned(service, user, item.memory_id).id for item in body.memories]
     service.pipeline([DeleteStep(memory_id) for memory_id in dict.fromkeys(ids)], user, permit_for(service, user))
     return {"message": f"Successfully deleted {len(ids)} memories"}
+
+
+def _update(cube: MemCube, item: BatchItem) -> UpdateStep:
+    """Metadata alone is a version with the text that was there: refused where that has changed meanwhile."""
+    if item.text is None:
+        return UpdateStep(cube.id, cube.text, metadata=item.metadata or {}, expect=cube.version)
+    return UpdateStep(cube.id, item.text, metadata=item.metadata or {})
 
 
 def _page(service: Service, user: str, wanted: ListRequest, path: str) -> Page:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -53,6 +54,8 @@ from memos_vllm.vault.pipeline import MAX_STEPS, DeleteStep
 router = APIRouter(prefix="/v1", tags=["memories"], responses=COMMON, route_class=MemoryRoute)
 PAGE = 1000
 """Memories that are read at a time where a scope leaves some out."""
+SCOPING = frozenset(("user_id", "agent_id", "app_id", "run_id", "org_id", "project_id"))
+"""Query parameters of a deletion; a mistyped one must not delete all. mem0's client sends the last two of itself."""
 NO_NONE: dict[str, Any] = {"response_model_exclude_none": True}
 
 
@@ -102,7 +105,7 @@ def inferred(body: AddRequest, service: MemoryService, user: str) -> Memories:
         priority=body.priority,
         sensitivity=tuple(body.sensitivity),
     )
-    spoken = [Spoken(message.role, message.text()) for message in body.spoken()]
+    spoken = [Spoken(message.role, message.text(), message.name or "") for message in body.spoken()]
     written = service.writer.remember(user, spoken, form_at(form, body.time()))
     return Memories(results=[Memory.of(one.cube, user, event=one.event) for one in written])
 
@@ -133,14 +136,14 @@ def list_memories(
     owner: Owner = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[str, Query(description="Id of the last memory of the page before.")] = "",
-    as_of: Annotated[str, Query(description="ISO-8601: the memories as they were then; without pages.")] = "",
+    as_of: Annotated[str, Query(description="ISO-8601: the memories as they were then.")] = "",
 ) -> Memories:
     """The user's own memories, oldest first."""
     whose = owner_of(service, user, owner)
+    found = _in_scope(service, user, whose, scope, limit=limit, after=after, as_of=timestamp(as_of, "as_of"))
     if as_of:
-        past = service.cleared(user, service.vault.as_of(whose, timestamp(as_of, "as_of")))
-        return Memories(results=[Memory.of(cube, user) for cube in past])
-    cubes = service.counted(_in_scope(service, user, whose, scope, limit=limit, after=after))
+        return Memories(results=[Memory.of(cube, user) for cube in found])
+    cubes = service.counted(found)
     states = service.activation(cubes)
     return Memories(
         results=[Memory.of(cube, user, activation=state) for cube, state in zip(cubes, states, strict=True)]
@@ -150,15 +153,18 @@ def list_memories(
 @router.delete("/memories", response_model=Deleted)
 def delete_memories(request: Request, service: Service, user: User, scope: Scoped, user_id: UserId = None) -> Deleted:
     """Delete all of the user's own memories, or those of an agent, an app or a run, with every version and K/V file."""
-    if "filters" in request.query_params:
-        raise BadInput("What to delete is not said by filters: name user_id, agent_id, app_id or run_id.")
+    if unknown := sorted(request.query_params.keys() - SCOPING):
+        raise BadInput(f"What to delete is not said by {unknown[0][:64]!r}: name user_id, agent_id, app_id or run_id.")
     count = delete_scope(service, user, scope)
     return Deleted(message=f"Deleted {count} memories of {user}.", deleted=count)
 
 
 def delete_scope(service: MemoryService, user: str, scope: Scope) -> int:
-    """Delete the user's memories in a scope, MAX_STEPS of them in one transaction; returns how many."""
-    if not scope.filters:
+    """Delete the user's memories in a scope, MAX_STEPS of them in one transaction; returns how many.
+
+    Those that the user's key is not cleared for stay.
+    """
+    if not scope.filters and service.caller(user).clearance is None:
         return service.delete_owner(user)
     steps = [DeleteStep(cube.id) for cube in _in_scope(service, user, user, scope)]
     for first in range(0, len(steps), MAX_STEPS):
@@ -167,14 +173,21 @@ def delete_scope(service: MemoryService, user: str, scope: Scope) -> int:
 
 
 def _in_scope(
-    service: MemoryService, user: str, owner: str, scope: Scope, *, limit: int | None = None, after: str = ""
+    service: MemoryService,
+    user: str,
+    owner: str,
+    scope: Scope,
+    *,
+    limit: int | None = None,
+    after: str = "",
+    as_of: str = "",
 ) -> list[MemCube]:
     """An owner's memories in a scope, oldest first, `limit` of them behind `after`."""
     if not scope.filters:
-        return service.listed(user, owner, limit=limit, after=after)
+        return service.listed(user, owner, limit=limit, after=after, as_of=as_of)
     found: list[MemCube] = []
     while limit is None or len(found) < limit:
-        page = service.listed(user, owner, limit=PAGE, after=after)
+        page = service.listed(user, owner, limit=PAGE, after=after, as_of=as_of)
         found += [cube for cube in page if matches(cube, scope.filters)]
         if len(page) < PAGE:
             break
@@ -192,8 +205,8 @@ def search_memories(body: SearchRequest, service: Service, user: User) -> Memori
     """
     wanted = query_of(body)
     if body.archived:
-        recalled = service.recall(user, body.query, top_k=body.count())
-        hits = [hit for hit in recalled if wanted.lets_through(hit.cube)]
+        recalled = service.recall(user, body.query)
+        hits = [*islice((hit for hit in recalled if wanted.lets_through(hit.cube)), body.count())]
     else:
         hits = service.search(user, body.query, top_k=body.count(), **wanted.options())
     least = body.threshold
@@ -270,18 +283,18 @@ def delete_memory(memory_id: MemoryId, service: Service, user: User, user_id: Us
 def pin_memory(memory_id: MemoryId, service: Service, user: User, user_id: UserId = None) -> Memory:
     """Pin a memory: its K/V are made at once, and kept before all others."""
     owned(service, user, memory_id)
-    return shown(service, service.pin(memory_id, True), user)
+    return shown(service, service.pin(memory_id, True, user), user)
 
 
 @router.delete("/memories/{memory_id}/pin", response_model=Memory, responses=MISSING, **NO_NONE)
 def unpin_memory(memory_id: MemoryId, service: Service, user: User, user_id: UserId = None) -> Memory:
     """Let a memory's K/V go when room is short, as those of any other."""
     owned(service, user, memory_id)
-    return shown(service, service.pin(memory_id, False), user)
+    return shown(service, service.pin(memory_id, False, user), user)
 
 
 @router.get("/memories/{memory_id}/history", response_model=History, responses=MISSING)
 def memory_history(memory_id: MemoryId, service: Service, user: User, user_id: UserId = None) -> History:
     """What happened to a memory, oldest first. For those who may change it: an old text may be no reader's business."""
     writable(service, user, memory_id)
-    return History(results=[Change.of(event) for event in service.vault.history(memory_id)])
+    return History(results=[Change.of(event) for event in service.history(user, memory_id)])
