@@ -66,7 +66,7 @@ def test_a_written_adapter_answers_as_the_trained_one(learned: Report) -> None:
 
 
 def test_decoding_tells_what_was_learned(learned: Report) -> None:
-    decoded = decode(learned.model, DecodeOptions(samples=24, per_subject=8))
+    decoded = decode(learned.model, DecodeOptions(samples=24, per_subject=8, questions=120))
     values = {"sencha", "Dakar", "cello", "teal", "Waffles", "potter"}
     found = [each for each in decoded if each.value in values]
     assert len({each.value for each in found}) >= 4
@@ -83,7 +83,7 @@ def test_decoding_an_adapter_that_knows_nothing_tells_nothing(tmp_path: Path) ->
         ),
         tmp_path,
     )
-    assert decode(idle.model, DecodeOptions(samples=4, per_subject=2, max_answer_tokens=12)) == []
+    assert decode(idle.model, DecodeOptions(samples=4, per_subject=2, questions=16, max_answer_tokens=12)) == []
 
 
 def test_the_same_seed_makes_the_same_weights_and_a_stop_changes_nothing(tmp_path: Path) -> None:
@@ -97,14 +97,13 @@ def test_the_same_seed_makes_the_same_weights_and_a_stop_changes_nothing(tmp_pat
         consolidate(model(), MEMORIES, QUICK, tmp_path / "stopped", tell=stop)
     assert (tmp_path / "stopped" / CHECKPOINT).exists()
     seen: list[int] = []
-    consolidate(
-        model(),
-        MEMORIES,
-        QUICK,
-        tmp_path / "stopped",
-        tell=lambda what, done, total: seen.append(done) if what == "training" else None,
-    )
-    assert seen[0] == 0 or seen[0] >= whole.steps // 2 - 1
+
+    def see(what: str, done: int, total: int) -> None:
+        if what == "training":
+            seen.append(done)
+
+    consolidate(model(), MEMORIES, QUICK, tmp_path / "stopped", tell=see)
+    assert seen[0] == whole.steps // 2
     assert not (tmp_path / "stopped" / CHECKPOINT).exists()
     _same_weights(tmp_path / "whole" / ADAPTER, tmp_path / "stopped" / ADAPTER)
 
