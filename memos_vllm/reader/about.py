@@ -21,10 +21,15 @@ MAX_SENTENCE = 600
 _NUMBERS = frozenset(words_of("one two three four five six seven eight nine ten eleven twelve"))
 MAX_DEED_WORDS = 6
 """Words of a key without a pattern; a longer sentence has none."""
+MAX_PLAIN = 3
+"""Words from which on a value in lower case is taken for a description."""
+_NAMING = frozenset(("home", "employer", "job", "attribute", "name", "nickname"))
+"""Families whose values are names as a rule."""
 
 PROBES = {
     "home": "live lives moved home city", "employer": "work works joined company employer job",
     "job": "work works job profession", "name": "name call called", "status": "married single engaged divorced",
+    "nicknam": "name call called nickname",
     "diet": "vegan vegetarian diet eat", "answers": "answer reply language", "age": "years old age",
 }  # fmt: skip
 """Words that other statements about the same may hold, for the search for them."""
@@ -36,12 +41,17 @@ class About:
 
     key: "home", "favourite tea", "taste oolong"; empty where no pattern fits. value: stemmed words of what is said of
     it; empty for keys that say everything ("taste oolong"). old: stemmed words of what it replaces by its own account.
+    replaces, replaceable: whether another value takes the place of this one, and this one that of another. A value that
+    only describes ("my phone is broken") does neither, one in lower case ("my job is teacher") replaces another where
+    the sentence speaks of a change.
     """
 
     key: str = ""
     value: Words = frozenset()
     negative: bool = False
     old: Words = frozenset()
+    replaces: bool = True
+    replaceable: bool = True
 
     @property
     def family(self) -> str:
@@ -99,7 +109,8 @@ def _possession(family: str, found: re.Match[str], text: str) -> About:
     thing = groups.get("thing") or ""
     key = {"favourite": f"favourite {thing}", "attribute": thing, "called": f"{thing} name", "use": f"use {thing}"}
     named = " ".join(_ordered(key.get(family, family).replace("'s", "")))
-    return About(named, _value(found["value"]), _negative(text), _value(groups.get("old") or ""))
+    sure = _sure(family, found["value"], text) if not groups.get("old") else (True, True)
+    return About(named, _value(found["value"]), _negative(text), _value(groups.get("old") or ""), *sure)
 
 
 def _predicate(family: str, found: re.Match[str], who: str, text: str) -> About:
@@ -119,7 +130,28 @@ def _predicate(family: str, found: re.Match[str], who: str, text: str) -> About:
         negative = patterns.STAND.search(text) is not None or negative != bool(groups.get("dislike"))
     elif family == "switch":
         return About(" ".join(filter(None, ("switch", owner))), value, False, old)
-    return About(" ".join(filter(None, (family, owner, about_what))), value, negative, old)
+    sure = _sure(family, groups.get("value") or "", text)
+    return About(" ".join(filter(None, (family, owner, about_what))), value, negative, old, *sure)
+
+
+def _sure(family: str, said: str, text: str) -> tuple[bool, bool]:
+    """Whether what is said of something replaces what was said before, and may be replaced: where in doubt, neither."""
+    value = _core(said).strip()
+    named = patterns.NAMED.match(value) is not None and patterns.MEASURED.match(value) is None
+    if family == "favourite":
+        sure = named or patterns.DESCRIBING.match(value) is None
+        return sure, sure
+    if family == "answers":
+        sure = not patterns.LANGUAGES.isdisjoint(value.lower().split())
+        return sure, sure
+    if family not in _NAMING:
+        return True, True
+    if patterns.BESIDE.search(said):
+        return False, False
+    if named:
+        return True, True
+    plain = family != "attribute" and len(value.split()) < MAX_PLAIN and patterns.DESCRIBING.match(value) is None
+    return plain and patterns.CHANGE.search(text) is not None, plain
 
 
 def _head(text: str) -> str:

@@ -15,10 +15,14 @@ MAX_DRAFTS = 64
 
 @dataclass(frozen=True)
 class Spoken:
-    """One message of a conversation: who speaks (`user`, `assistant`, …) and what they say."""
+    """One message of a conversation: who speaks (`user`, `assistant`, …) and what they say.
+
+    name: of the speaker, "" for the user themself and where nothing says it.
+    """
 
     role: str
     text: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Draft:
 
     key: what the memory is about ("home", "favourite tea"), the same for a statement and the one that contradicts it;
     empty where nothing can contradict it. happened: date or time (as in `Header`) of what the text tells.
-    confidence: from 0 to 1, how sure the reader is that this is worth remembering.
+    confidence: from 0 to 1, how sure the reader is that this is worth remembering. speaker: as `Spoken.name`.
     """
 
     text: str
@@ -36,6 +40,7 @@ class Draft:
     happened: str = ""
     key: str = ""
     confidence: float = 1.0
+    speaker: str = ""
 
 
 class MemReader(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ import msgspec
 
 from memos_vllm.cube import SemanticType
 from memos_vllm.errors import MemosError
-from memos_vllm.reader.about import About, about, stems
+from memos_vllm.reader.about import about, stems
 from memos_vllm.reader.base import MAX_DRAFTS, Draft, Spoken
-from memos_vllm.reader.rules import RuleReader
-from memos_vllm.reader.times import happened
+from memos_vllm.reader.patterns import NEGATION
+from memos_vllm.reader.rules import RuleReader, date_of, is_to_come
+from memos_vllm.reader.sentences import clauses, sentences
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +121,13 @@ def prompt(messages: Sequence[Spoken], max_chars: int = MAX_CHARS) -> list[dict[
 
 
 def grounded(told: Sequence[_Told], messages: Sequence[Spoken], at: datetime) -> list[Draft]:
-    """The memories whose words, numbers above all, are the conversation's, and half of them the user's."""
+    """The memories whose words, numbers above all, are the conversation's, and half of them the user's.
+
+    One that leaves out a "not" of the user, or has one of its own, is none.
+    """
     spoken = stems("\n".join(message.text for message in messages))
     users = stems("\n".join(message.text for message in messages if message.role == "user"))
+    said = [*_said(messages)]
     drafts = []
     for memory in told[:MAX_DRAFTS]:
         words = stems(memory.text)
@@ -133,11 +138,29 @@ def grounded(told: Sequence[_Told], messages: Sequence[Spoken], at: datetime) ->
             or any(map(_numeric, own))
         ):
             continue
-        meant = About() if memory.type == "episode" else about(memory.text)
+        _, negative, speaker = max(said, key=lambda one: len(one[0] & words), default=(frozenset(), False, ""))
+        if negative != _is_negative(memory.text):
+            continue
+        text, meant = memory.text.strip()[:MAX_MEMORY], about(memory.text)
         when = memory.when if stems(memory.when) <= spoken else ""
-        text = memory.text.strip()[:MAX_MEMORY]
-        drafts.append(Draft(text, memory.type, (), happened(f"{when} {text}", at), meant.key, 0.8))
+        episode = memory.type == "episode" or is_to_come(f"{when} {text}", meant, at)
+        kind: SemanticType = "episode" if episode else memory.type
+        key = "" if episode else meant.key
+        drafts.append(Draft(text, kind, (), date_of(f"{when} {text}", key, at), key, 0.8, speaker))
     return drafts
+
+
+def _said(messages: Sequence[Spoken]) -> Iterator[tuple[frozenset[str], bool, str]]:
+    """Stems of each clause of the user's, whether it denies something, and who said it."""
+    for message in messages:
+        if message.role == "user":
+            for part in (part for span in sentences(message.text) for part in clauses(message.text, span)):
+                words = message.text[part.start : part.end]
+                yield stems(words), _is_negative(words), message.name
+
+
+def _is_negative(text: str) -> bool:
+    return NEGATION.search(text.replace("’", "'")) is not None
 
 
 def _numeric(word: str) -> bool:

@@ -35,6 +35,11 @@ _LIKING = (
 )
 _DIETS = "vegan|vegetarian|pescatarian|flexitarian|keto|gluten[- ]free|halal|kosher"
 _STATUSES = "single|married|engaged|divorced|widowed|separated"
+_STATUS_END = (
+    r"(?=\s*(?:[.,;!?]|$)|\s+(?:(?i:to|since|for|now|again|and|but|last|this|yesterday|today|recently)\b|"
+    r"(?i:in|on) [A-Z\d]))"
+)
+"""What may follow a status: nobody is "engaged in a dispute" or "single-handed" by it."""
 
 SUBJECT = re.compile(r"(?P<who>(?i:i|we|my (?:\w+ )?\w+|our \w+)|[A-Z][\w-]+(?: [A-Z][\w-]+)?)(?=[\s'])")
 
@@ -45,11 +50,9 @@ def _compiled(rows: Iterable[tuple[str, str]]) -> Patterns:
 
 POSSESSIONS = _compiled(
     (
-        ("name", rf"(?i:my (?:full |first |last )?name){_IS}(?P<value>.+)"),
-        (
-            "name",
-            "(?i:(?:please )?(?:always )?(?:call|address) me|i go by|i(?:'m| am) called|people call me) (?P<value>.+)",
-        ),
+        ("name", rf"(?i:my (?:full )?name){_IS}(?P<value>.+)"),
+        ("name", "(?i:i(?:'m| am) called) (?P<value>.+)"),
+        ("nickname", "(?i:(?:please )?(?:always )?(?:call|address) me|i go by|people call me) (?P<value>.+)"),
         ("favourite", rf"(?i:my|our) {_NEW}{_FAVOURITE}(?: (?P<thing>[\w' -]+?))?{_IS}(?P<value>.+)"),
         ("favourite", rf"(?P<value>.+?) (?i:is|are)(?i: now)? (?i:my|our) {_NEW}{_FAVOURITE}(?: (?P<thing>[\w' -]+))?"),
         (
@@ -99,12 +102,13 @@ PREDICATES = _compiled(
         ("age", rf"(?:{_AM}|(?i: turned))(?i: now| just)? (?P<value>\d{{1,3}})(?i: years? old| now| today)*\s*[.!]*$"),
         (
             "status",
-            rf"(?:{_AM}|{_HAVE})?(?i: now| just| newly| happily| recently| got)* (?P<value>(?i:{_STATUSES}))\b.*",
+            rf"(?:{_AM}|{_HAVE})?(?i: now| just| newly| happily| recently| got)* (?P<value>(?i:{_STATUSES}))"
+            rf"{_STATUS_END}.*",
         ),
         (
             "diet",
             rf"(?:{_AM}|{_HAVE}? (?i:become|became|turned|went))(?i: not| now| no longer| an?| strict(?:ly)?| also)* "
-            rf"(?P<value>(?i:{_DIETS}))\b.*",
+            rf"(?P<value>(?i:{_DIETS}))(?![\w-]).*",
         ),
         ("allergy", rf"{_AM}(?i: not| no longer| also| very| severely| slightly)* (?i:allergic to) (?P<what>.+)"),
         (
@@ -156,8 +160,34 @@ NEGATION = re.compile(
 STAND = re.compile(r"(?i)can(?:'?t|not) stand")
 """A dislike with a negation of its own."""
 
+NAMED = re.compile(r"(?:(?i:the|an?|called|named|dr|mr|mrs|ms|prof)\.? )*(?:[A-Z]|[\w.+-]*@|\S*\d)")
+"""A value that names something: by a capital, or a number."""
+MEASURED = re.compile(r"\d+[.,]?\d*(?: ?%| [a-z]+\b)")
+"""A number of something, which describes: "5 years old"."""
+DESCRIBING = re.compile(
+    r"(?i)(?:an?|the|my|our|his|her|their|this|that|some|very|too|so|really|not|on|in|at|from|out|off|under|with|to|for|of)\b"
+)
+"""Where a value begins so and names nothing, it describes: "on holiday", "a small flat"."""
+BESIDE = re.compile(
+    r"(?i)\b(?:weekends?|evenings?|nights|part[- ]time|on the side|sometimes|"
+    r"(?:mon|tues|wednes|thurs|fri|satur|sun)days)\b"
+)
+"""What is said to hold only at times stands beside what holds otherwise."""
+CHANGE = re.compile(
+    r"(?i)\b(?:now|nowadays|these days|no longer|any ?more|instead|actually|new|moved|moving|relocated|changed|"
+    r"switched|updated|joined|started|from now on|became|become)\b"
+)
+"""Words by which a sentence says that something is no longer as it was."""
+_LANGUAGES = (
+    "english french german spanish portuguese italian dutch polish russian ukrainian chinese mandarin cantonese "
+    "japanese korean arabic hebrew turkish greek swedish norwegian danish finnish czech slovak hungarian romanian "
+    "bulgarian serbian croatian hindi bengali urdu punjabi tamil telugu thai vietnamese indonesian malay tagalog "
+    "swahili persian farsi catalan basque galician irish welsh icelandic latvian lithuanian estonian slovenian latin"
+)
+LANGUAGES = frozenset(_LANGUAGES.split())
+
 STOP = re.compile(
-    r"(?i)[,;!?(]|\.(?=\s|$)|\s+(?:because|since|when|while|although|though|but|and|so|which|who|where|if|unless|until|"
+    r"(?i)[,;!?(]|(?<!\b[dm]r)(?<!\bmrs)(?<!\bms)(?<!\bst)(?<!\bprof)\.(?=\s|$)|\s+(?:because|since|when|while|although|though|but|and|so|which|who|where|if|unless|until|"
     r"rather than|instead of|for (?:about |over |almost )?\d|for (?:a|many|several|two|three|four|five|the last)|"
     r"yesterday|today|tomorrow|tonight|(?:last|next|this) (?:week|month|year|spring|summer|autumn|fall|winter|\w+day)|"
     r"(?:a|one|two|three|\d+) (?:day|week|month|year)s? ago|in (?:19|20)\d\d|on \w+day|"
@@ -166,6 +196,7 @@ STOP = re.compile(
 """Where a value ends and its reason, time or the next thought begins."""
 
 TAIL = re.compile(
-    r"(?i)[\s,]*(?:\b(?:now|nowadays|these days|any ?more|instead|at the moment|currently|again|though|too|as well|"
-    r"lately|right now|as of (?:today|now)|from now on|very much|a lot|the most|so much|most of all|please)\b[\s,]*)+$"
+    r"(?i)(?<![\s,])[\s,]*+(?:\b(?:now|nowadays|these days|any ?more|instead|at the moment|currently|again|though|too|"
+    r"as well|lately|right now|as of (?:today|now)|from now on|very much|a lot|the most|so much|most of all|"
+    r"please)\b[\s,]*+)++$"
 )

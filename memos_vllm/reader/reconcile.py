@@ -1,26 +1,33 @@
 """New memories against known ones: a second copy is left out, a contradiction becomes a new version of the old one.
 
 What a memory says is read from its text each time, for its owner may have changed it. A memory of several statements
-keeps the others: only the contradicted stretch is replaced.
+keeps the others: only the contradicted stretch is replaced. Where in doubt whether two statements contradict each
+other, both are kept: a memory too many does less harm than one that is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 from memos_vllm.cube import MemCube, Plaintext, new_id
-from memos_vllm.reader.about import About, about, stems
+from memos_vllm.reader.about import About, Words, about, stems
 from memos_vllm.reader.base import Draft
 from memos_vllm.reader.kinds import is_english
 from memos_vllm.reader.rules import Statement, statements
 from memos_vllm.reader.sentences import Span, sentences
+from memos_vllm.vault.words import speaker_of
 
 MAX_TEXT = 1 << 14
 """Characters of a known memory that is compared."""
+MAX_COMPARED = 1 << 18
+"""Characters of all known memories together."""
 _CHANGEABLE = frozenset(("generated", "activated"))
+_OWN = re.compile(r"\b(?:I|I['’]\w+|my|mine|we|our|ours)\b|\d|(?<=[\w,;:] )[A-Z]")
+"""What a comment has not ("It is so good."): the speaker, numbers, names."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,16 @@ class Add:
 
 @dataclass(frozen=True)
 class Update:
-    """A new version of a memory. text: the whole of it; expect: the version it was read in."""
+    """A new version of a memory. text: the whole of it; expect: the version it was read in.
+
+    happened: "" for a memory of several statements, whose date stays.
+    """
 
     draft: Draft
     id: str
     text: str
     expect: int
+    happened: str
 
 
 @dataclass(frozen=True)
@@ -56,25 +67,38 @@ Relation = Literal["same", "replaces", "none"]
 
 @dataclass
 class _Known:
-    """A memory as the actions so far leave it. said: the date of what it tells."""
+    """A memory as the actions so far leave it. said: the date of what it tells; changeable: it may be replaced."""
 
     id: str
     text: str
     version: int
     said: str
     told: list[Statement]
+    speaker: str
+    changeable: bool = True
 
     def words(self, statement: Statement) -> str:
         return self.text[statement.span.start : statement.span.end]
 
 
-def reconcile(drafts: Sequence[Draft], known: Sequence[MemCube], *, at: datetime) -> list[Action]:
+def reconcile(
+    drafts: Sequence[Draft],
+    known: Sequence[MemCube],
+    *,
+    at: datetime,
+    changeable: Callable[[MemCube], bool] = lambda cube: True,
+) -> list[Action]:
     """What to do about each draft, in order, so that nothing is known twice.
 
-    known: memories of the same owner that may be about the same; those that cannot change are passed over. at: when
-    the drafts' messages were sent; what is known from later is not replaced.
+    known: memories of the same owner that may be about the same, the likeliest first; those that cannot change, and
+    what is too long together, are passed over. at: when the drafts' messages were sent; what is known from later is not
+    replaced. changeable: those of the memories that a draft may replace.
     """
-    held = [_known(cube, at) for cube in known if _comparable(cube)]
+    held, room = [], MAX_COMPARED
+    for cube in filter(_comparable, known):
+        if len(cube.text) <= room:
+            held.append(_known(cube, at, changeable(cube)))
+            room -= len(cube.text)
     actions = []
     for draft in drafts:
         action = _action(draft, held, at)
@@ -88,7 +112,7 @@ def relation(new: About, old: About) -> Relation:
     if not new.key or not old.key:
         return "none"
     if new.key == old.key:
-        return _by_value(new, old)
+        return _by_old(new, old) if new.key == "favourit" or new.family == "switch" else _by_value(new, old)
     if new.old and not old.negative and new.old <= (old.value or frozenset(old.key.split()[1:])):
         return "replaces" if old.family in ("favourit", "taste", "prefer", "choice", "switch") else "none"
     tastes = [one for one in (new, old) if one.family == "taste"]
@@ -98,28 +122,49 @@ def relation(new: About, old: About) -> Relation:
     return "none"
 
 
+def _by_old(new: About, old: About) -> Relation:
+    """Of keys that do not say what it is about ("Oolong is my favourite."): what a statement names is replaced."""
+    if new.value == old.value and new.old == old.old:
+        return "same" if new.negative == old.negative else "replaces"
+    return "replaces" if new.old and new.old <= old.value else "none"
+
+
 def _by_value(new: About, old: About) -> Relation:
     if new.value == old.value:
         return "same" if new.negative == old.negative else "replaces"
     if new.negative or old.negative:  # "I don't live in Rome" says nothing of where else
         return "none"
-    return "replaces"
+    return "replaces" if new.replaces and old.replaceable else "none"
 
 
 def _action(draft: Draft, held: Sequence[_Known], at: datetime) -> Action:
-    meant = _about(draft)
+    meant, words = _about(draft), stems(draft.text)
+    held = [known for known in held if known.speaker == draft.speaker]
     for known, statement in _closest(held):
         found = relation(meant, statement.about)
-        if found == "none" and _same_words(draft, known, statement):
+        if found == "none" and _same_words(draft, meant, words, known, statement):
             found = "same"
         if found == "same":
             return Skip(draft, known.id, "known")
         if found == "replaces":
             if at.date().isoformat() < known.said[:10]:
                 return Skip(draft, known.id, "outdated")
-            return Update(draft, known.id, _with(known, statement, draft.text), known.version)
+            if known.changeable and not _tells_more(known, statement):
+                return _update(draft, known, statement)
     same = next((known for known in held if known.text.strip() == draft.text.strip() and _same_day(draft, known)), None)
     return Skip(draft, same.id, "known") if same else Add(draft, new_id())
+
+
+def _update(draft: Draft, known: _Known, statement: Statement) -> Update:
+    happened = draft.happened if len(known.told) == 1 else ""
+    return Update(draft, known.id, _with(known, statement, draft.text), known.version, happened)
+
+
+def _tells_more(known: _Known, statement: Statement) -> bool:
+    """Whether sentences that lean on a statement tell something of their own, which would go with it or turn false."""
+    words = known.words(statement)
+    first = next(iter(sentences(words)), Span(0, len(words)))
+    return _OWN.search(words, first.end) is not None
 
 
 def _closest(held: Sequence[_Known]) -> Iterator[tuple[_Known, Statement]]:
@@ -133,14 +178,12 @@ def _about(draft: Draft) -> About:
     return About() if draft.semantic_type == "episode" or not is_english(draft.text) else about(draft.text)
 
 
-def _same_words(draft: Draft, known: _Known, statement: Statement) -> bool:
+def _same_words(draft: Draft, meant: About, mine: Words, known: _Known, statement: Statement) -> bool:
     """The same in other forms of the same words; an episode is the same only on the same day."""
     if "episode" in (draft.semantic_type, statement.semantic_type) and not _same_day(draft, known):
         return False
-    mine = stems(draft.text)
-    return (
-        bool(mine) and mine == stems(known.words(statement)) and not _about(draft).negative ^ statement.about.negative
-    )
+    same_side = meant.negative == statement.about.negative
+    return bool(mine) and same_side and mine == stems(known.words(statement))
 
 
 def _same_day(draft: Draft, known: _Known) -> bool:
@@ -157,12 +200,13 @@ def _with(known: _Known, statement: Statement, text: str) -> str:
 def _comparable(cube: MemCube) -> bool:
     payload, header = cube.payload, cube.header
     plain = isinstance(payload, Plaintext) and payload.format == "text" and len(payload.content) <= MAX_TEXT
-    return plain and header.state in _CHANGEABLE and header.namespace == "user" and not cube.expired()
+    return plain and header.state in _CHANGEABLE and not cube.expired()
 
 
-def _known(cube: MemCube, at: datetime) -> _Known:
+def _known(cube: MemCube, at: datetime, changeable: bool) -> _Known:
     said = cube.header.happened or cube.header.created
-    return _Known(cube.id, cube.text, cube.version, said, _told(cube.text, cube.header.semantic_type == "episode", at))
+    told = _told(cube.text, cube.header.semantic_type == "episode", at)
+    return _Known(cube.id, cube.text, cube.version, said, told, speaker_of(cube), changeable)
 
 
 def _told(text: str, episode: bool, at: datetime) -> list[Statement]:
@@ -181,4 +225,4 @@ def _remember(action: Action, held: list[_Known], at: datetime) -> None:
     version = action.expect + 1 if isinstance(action, Update) else 1
     held[:] = [known for known in held if known.id != action.id]
     told = _told(text, action.draft.semantic_type == "episode", at)
-    held.append(_Known(action.id, text, version, action.draft.happened, told))
+    held.append(_Known(action.id, text, version, action.draft.happened, told, action.draft.speaker))

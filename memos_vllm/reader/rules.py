@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 
 from memos_vllm.cube import SemanticType
 from memos_vllm.reader.about import About, about
@@ -38,14 +39,15 @@ _PAST = re.compile(
 )
 _PLAN = re.compile(r"\b(?:will|going to|gonna|plan(?:ning)? to|about to)\b|\w['’]ll\b", re.IGNORECASE)
 _ASKING_TAIL = re.compile(
-    r"\s*[,;:–—-]\s*(?:and |so |but )?(?:what|which|who|when|where|why|how|do|does|did|is|are|can|could|would|will|"
-    r"should|any|right|isn['’]t|don['’]t|or)\b[^,;]*\?[\s\"')]*$",
+    r"[,;:–—-]\s*+(?:and |so |but )?(?:what|which|who|when|where|why|how|do|does|did|is|are|can|could|would|will|"
+    r"should|any|right|isn['’]t|don['’]t|or)\b",
     re.IGNORECASE,
 )
 _REASON = re.compile(
     r"(?:since|as|because|given that|now that)\s+(?P<reason>(?:I|I['’]\w+|my|we)\b[^,;]*),.*\?", re.IGNORECASE
 )
 _PREFERENCES = frozenset(("favourit", "taste", "choice", "prefer", "answer", "use", "diet", "switch"))
+_STATES = frozenset(("home", "employer", "job", "status", "diet"))
 _SOUGHT = ("statement", "instruction")
 
 
@@ -79,27 +81,41 @@ class RuleReader:
 
         Half characters, which JSON can carry and the vault cannot, are read as question marks.
         """
-        texts = (message.text.encode(errors="replace").decode() for message in messages if message.role == "user")
-        return [draft for text in texts for draft in _drafts(text, at)]
+        said = ((one.name, one.text.encode(errors="replace").decode()) for one in messages if one.role == "user")
+        return [replace(draft, speaker=name) for name, text in said for draft in _drafts(text, at)]
+
+
+def date_of(words: str, key: str, at: datetime) -> str:
+    """The date of a memory: what it tells of; of something that has one value at a time, when that was said."""
+    return at.date().isoformat() if key else happened(words, at)
+
+
+def is_to_come(words: str, meant: About, at: datetime) -> bool:
+    """Whether a state begins later ("I'm moving to Porto in May."): until then it is as it was."""
+    if meant.family not in _STATES:
+        return False
+    return _PLAN.search(words) is not None or any(moment.first > at.date() for moment in moments(words, at))
 
 
 def statements(text: str, at: datetime) -> list[Statement]:
-    """What an English message sent at `at` states, in order."""
+    """What an English message sent at `at` states, in order: the first MAX_DRAFTS of it."""
     found = []
-    for unit in units(text):
+    for unit in units(text)[:MAX_DRAFTS]:
         semantic_type = _type(text[unit.span.start : unit.span.end], unit, at)
         found.append(Statement(unit.span, semantic_type, About() if semantic_type == "episode" else unit.about))
     return found
 
 
 def units(text: str) -> list[Unit]:
-    """The statements of an English message, in order; none of them overlap."""
+    """The statements of an English message, in order; none of them overlap. Not many more than MAX_DRAFTS are read."""
     spans, material = sentences(text), len(text) > LONG
     kinds = [kind_of(text[span.start : span.end]) for span in spans]
     material = material or "request" in kinds
     found: list[Unit] = []
     last_sentence = -1
     for number, (span, kind) in enumerate(zip(spans, kinds, strict=True)):
+        if len(found) > MAX_DRAFTS:
+            break
         if kind == "question":
             span, kind = _told_in_question(text, span)
         if kind not in _SOUGHT:
@@ -108,7 +124,8 @@ def units(text: str) -> list[Unit]:
             found[-1] = Unit(Span(found[-1].span.start, span.end), found[-1].about, found[-1].standing)
             last_sentence = number
             continue
-        kept = [unit for unit in _clause_units(text, span, kind == "instruction") if _worth(text, unit, material)]
+        clause_units = _clause_units(text, span, kind == "instruction")
+        kept = [*islice((unit for unit in clause_units if _worth(text, unit, material)), MAX_DRAFTS)]
         found += kept
         last_sentence = number if kept else last_sentence
     return found
@@ -118,9 +135,9 @@ def _drafts(text: str, at: datetime) -> Iterator[Draft]:
     if not is_english(text):
         yield from _foreign(text, at)
         return
-    for told in statements(text, at)[:MAX_DRAFTS]:
+    for told in statements(text, at):
         words, key = text[told.span.start : told.span.end], told.about.key
-        yield Draft(words, told.semantic_type, (), happened(words, at), key, 0.9 if key else 0.6)
+        yield Draft(words, told.semantic_type, (), date_of(words, key, at), key, 0.9 if key else 0.6)
 
 
 def _foreign(text: str, at: datetime) -> Iterator[Draft]:
@@ -138,7 +155,9 @@ def _told_in_question(text: str, span: Span) -> tuple[Span, Kind]:
     sentence = text[span.start : span.end]
     if reason := _REASON.match(sentence, lead(sentence)):
         return trimmed(text, span.start + reason.start("reason"), span.start + reason.end("reason")), "statement"
-    if tail := _ASKING_TAIL.search(sentence):
+    asks = sentence.rstrip("\"') \t\n").endswith("?")
+    tail = _ASKING_TAIL.search(sentence, max(sentence.rfind(","), sentence.rfind(";"), 0)) if asks else None
+    if tail:
         told = trimmed(text, span.start, span.start + tail.start())
         if kind_of(text[told.start : told.end]) == "statement" and _SELF.search(text, told.start, told.end):
             return told, "statement"
@@ -163,7 +182,7 @@ def _type(words: str, unit: Unit, at: datetime) -> SemanticType:
     if unit.standing or unit.about.key.partition(" ")[0] in _PREFERENCES:
         return "user_preference"
     if unit.about.key and unit.about.family != "do":
-        return "fact"
+        return "episode" if is_to_come(words, unit.about, at) else "fact"
     past = not unit.about.key and _PAST.search(words)
     if past or _PLAN.search(words) or moments(words, at):
         return "episode"

@@ -15,16 +15,21 @@ MAX_TEXT = 1 << 16
 """Characters of a message that are read."""
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|^[ \t]*>[^\n]*$|^(?: {4}|\t)\S[^\n]*$", re.DOTALL | re.MULTILINE)
-_BREAK = re.compile(r"(?P<stop>[.!?。！？…]+[\"'”’)\]]*)(?=\s|$)|(?P<wide>[。！？])|(?P<line>\n\s*)")
+# Runs of blanks and stops are read once, from their first character: a pasted table has thousands of them.
+_BREAK = re.compile(
+    r"(?<![.!?。！？…])(?P<stop>[.!?。！？…]++[\"'”’)\]]*+)(?=\s|$)|(?P<wide>[。！？])|(?P<line>\n\s*+)"
+)
 _ABBREVIATION = re.compile(
     r"(?:\b(?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|e\.g|i\.e|approx|no|a\.m|p\.m|u\.s|inc|ltd|co)|\b[A-Z])\.$",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"\s*(?:[-*•]|\d{1,2}[.)])\s")
 _CLAUSE = re.compile(
-    r"\s*[,;:]?\s+(?:and|but|so|also|while)\s+(?:also\s+)?(?=(?:now\s+|then\s+|currently\s+)?(?:I|I'm|I've|I’m|I’ve|my|My|we|our)\b)|;\s+(?=\S)"
+    r"(?:[,;:]|(?<![\s,;:]))\s++(?:and|but|so|also|while)\s++(?:also\s++)?"
+    r"(?=(?:(?:now|then|currently)\s++)?(?:I|I'm|I've|I’m|I’ve|my|My|we|our)\b)|;\s++(?=\S)"
 )
-MIN_CLAUSE_WORDS = 3
+_ENOUGH = re.compile(r"(?:\s*+\S++){3}")
+"""The words of a clause that stands on its own."""
 
 
 class Span(NamedTuple):
@@ -52,8 +57,7 @@ def clauses(text: str, sentence: Span) -> list[Span]:
     """A sentence's parts that stand on their own, or the sentence."""
     parts, start = [], sentence.start
     for joint in _CLAUSE.finditer(text, sentence.start, sentence.end):
-        before, after = text[start : joint.start()], text[joint.end() : sentence.end]
-        if min(len(before.split()), len(after.split())) >= MIN_CLAUSE_WORDS:
+        if _ENOUGH.match(text, start, joint.start()) and _ENOUGH.match(text, joint.end(), sentence.end):
             parts.append(trimmed(text, start, joint.start()))
             start = joint.end()
     return [*parts, trimmed(text, start, sentence.end)]
@@ -84,5 +88,6 @@ def _sentences(text: str, stretch: Span) -> Iterator[Span]:
 
 def _in_list(text: str, start: int, line: re.Match[str], end: int) -> bool:
     """Whether the next line belongs to a list that the sentence so far announces."""
-    announced = ":" in text[start : line.start()].split("\n", 1)[0][-2:]
+    first = text.find("\n", start, line.start())
+    announced = ":" in text[start : line.start() if first < 0 else first][-2:]
     return announced and _BULLET.match(text, line.end() - 1, end) is not None

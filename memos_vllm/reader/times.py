@@ -11,6 +11,7 @@ import threading
 from calendar import monthrange
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from dateparser.date import DateDataParser
@@ -60,6 +61,8 @@ _AFTER = re.compile(r"\b(?:since|after|from)\s*(?:the\s+)?$|^(?:since|after)\b",
 _BEFORE = re.compile(r"\b(?:before|until|till|by)\s*(?:the\s+)?$|^(?:before|until|by)\b", re.IGNORECASE)
 MAX_TEXT = 4096
 """Characters of a text in which time expressions are looked for."""
+MAX_MOMENTS = 16
+"""Time expressions of a text that are resolved: each costs dateparser a millisecond."""
 
 
 class Moment(NamedTuple):
@@ -72,13 +75,13 @@ class Moment(NamedTuple):
 
 
 def moments(text: str, at: datetime) -> list[Moment]:
-    """The time expressions of a text sent at `at` that can be resolved, in order.
+    """The time expressions of a text sent at `at` that can be resolved, in order, of the first MAX_MOMENTS.
 
     A bare "Friday" or "in May" is the last one where the text tells of the past, else the next.
     """
     tense: Tense = "past" if _TOLD.search(text, 0, MAX_TEXT) and not _COMING.search(text, 0, MAX_TEXT) else "future"
     found = []
-    for match in _EXPRESSION.finditer(text, 0, MAX_TEXT):
+    for match in islice(_EXPRESSION.finditer(text, 0, MAX_TEXT), MAX_MOMENTS):
         days = _days(match, at.date(), tense)
         if days is not None:
             found.append(Moment(*match.span(), *days))

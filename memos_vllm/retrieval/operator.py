@@ -35,7 +35,7 @@ from memos_vllm.vault.words import names_in, words_of
 
 MAX_CHARS = 8192
 """Characters of a question that are read."""
-_INDEXED_FIELDS = frozenset({"source", "tags"})
+_INDEXED_FIELDS = frozenset({"owner", "source", "fingerprint", "tags"})
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class MemOperator:
             types=frozenset(TYPES[name] for name in types) if types else None,
             clearance=None if clearance is None else frozenset(clearance),
         )
-        asked = self._asked(query, self._checked(using) - (set() if neighbours else {"neighbours"}))
+        signals = self._checked(using) - (set() if neighbours else {"neighbours"})
+        asked = self._asked(query, signals, limits.principals)
         return self._vault.read(lambda txn: self._hits(txn, limits, asked, top_k))
 
     def sentence_scores(self, query: str, text: str) -> Scored:
@@ -105,7 +106,7 @@ class MemOperator:
             raise BadInput(f"This server does not search by {names!r}; it has {', '.join(present)}.")
         return wanted
 
-    def _asked(self, query: str, signals: Collection[str]) -> Asked:
+    def _asked(self, query: str, signals: Collection[str], principals: Sequence[str]) -> Asked:
         hints = "hints" in signals
         meant = self._embedder if "dense" in signals else None
         return Asked(
@@ -119,7 +120,8 @@ class MemOperator:
         )
 
     def _hits(self, txn: Txn, limits: _Limits, asked: Asked, top_k: int) -> list[Hit]:
-        scope = Scope(txn, limits.principals, limits.clearance)
+        owner = limits.filters.get("owner")
+        scope = Scope(txn, limits.principals, limits.clearance, owner if isinstance(owner, str) else None)
         alive = scope.rows["expires"] > time.time_ns() // 1000
         admitted = alive & _admitted(scope, limits)
         if not admitted.any():

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from memos_vllm.cube import Header, MemCube, Priority, State
+from memos_vllm.cube import MIN_HALF_LIFE, Header, MemCube, Priority, State
 from memos_vllm.errors import MemosError, NotFound
 from memos_vllm.scheduler.clock import DAY, seconds_of, stamp_of
 
@@ -60,6 +60,7 @@ def strength(header: Header, uses: Uses, now: float, half_life_days: float | Non
     half_life = header.half_life_days or half_life_days
     if half_life is None or header.priority == "pinned":
         return 1.0
+    half_life = max(half_life, MIN_HALF_LIFE)
     idle = max(now - max(uses.at, seconds_of(header.updated)), 0.0) / DAY
     return math.exp2(-idle / (half_life * LASTING[header.priority] * (1 + math.log2(1 + uses.count))))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -192,7 +192,7 @@ class MemoryService:
         """The cubes with their uses in their headers, as they are shown. Raises VaultUnavailable."""
         return self.uses.shown(cubes)
 
-    def recall(self, user: str, query: str) -> list[Hit]:
+    def recall(self, user: str, query: str) -> Iterator[Hit]:
         """Those of the user's own archived memories that fit a query; none comes back by it. Raises MemosError."""
         context = self.caller(user).context("api")
         return recall(self.vault, user, query, admits=lambda cube: may_read(cube, user, context))
@@ -321,14 +321,21 @@ class MemoryService:
         self.cutter.forget(owner)
         return count
 
-    def pipeline(self, steps: Sequence[Step], actor: str, permit: Permit | None = None) -> list[MemCube]:
+    def revision(self, user: str) -> int:
+        """See `Vault.revision`. Raises VaultUnavailable."""
+        return self.vault.revision(user)
+
+    def pipeline(
+        self, steps: Sequence[Step], actor: str, permit: Permit | None = None, *, seen: int | None = None
+    ) -> list[MemCube]:
         """Apply steps in their order, all or none; K/V of what changed go. One cube a step. Raises MemosError.
 
         permit: asked inside the transaction with each cube that a step touches; it raises what forbids the step.
+        seen: the actor's revision that the steps were decided on; Conflict where it is another now.
         """
         named = {cube_id for step in steps for cube_id in _ids_in(step) if is_id(cube_id)}
         before = {record.key for cube_id in named for record in self.vault.kv_of(cube_id)}
-        cubes = self.vault.pipeline(steps, actor=actor, permit=permit)
+        cubes = self.vault.pipeline(steps, actor=actor, permit=permit, seen=seen)
         self._forget({key for key in before if self.vault.get_kv(key) is None}, "superseded")
         gone = {cube.id for cube, step in zip(cubes, steps, strict=True) if isinstance(step, DeleteStep)}
         self.written([cube for cube in cubes if cube.id not in gone and cube.header.state in HOT])

@@ -62,6 +62,8 @@ class Upkeep:
                 await asyncio.to_thread(self.round)
             except (MemosError, OSError) as error:
                 logger.warning("K/V of memories are not cleaned up: %s", error)
+            except Exception:  # the loop must outlive any one round
+                logger.exception("K/V of memories are not cleaned up")
 
 
 def _old(record: KVRecord, now: float) -> bool:

@@ -38,7 +38,8 @@ from memos_vllm.reader.about import about
 from memos_vllm.retrieval.base import Operator
 from memos_vllm.server import metrics
 from memos_vllm.server.fair import FairQueue
-from memos_vllm.vault.pipeline import MAX_STEPS, AddStep, EditStep, Step, UpdateStep
+from memos_vllm.vault.pipeline import AddStep, EditStep, Step, UpdateStep
+from memos_vllm.vault.words import SPEAKER
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,10 @@ MAX_WAITING = 10_000
 MAX_PER_TENANT = 256
 WORKERS = 4
 """Turns that are read at a time; a model reads several as one batch."""
+SCOPE = ("agent_id", "app_id", "run_id")
+"""Metadata by which clients keep memories apart."""
+MAX_DRAFTS = 256
+"""Memories that the messages of one call may become."""
 SIMILAR, SAME_KEY = 12, 4
 """Known memories that a new one is compared with: those most like it, and those about the same."""
 ALONE = ("lexical",)
@@ -110,7 +115,11 @@ class Store(Protocol):
     @property
     def operator(self) -> Operator: ...
 
-    def pipeline(self, steps: Sequence[Step], actor: str) -> list[MemCube]:
+    def revision(self, user: str) -> int:
+        """See `Vault.revision`."""
+        ...
+
+    def pipeline(self, steps: Sequence[Step], actor: str, *, seen: int | None = None) -> list[MemCube]:
         """See `Vault.pipeline`."""
         ...
 
@@ -126,7 +135,10 @@ class MemoryWriter:
 
         Raises MemosError.
         """
-        return self.store(user, self.read(user, spoken, form), form)
+        drafts = self.read(user, spoken, form)
+        if len(drafts) > MAX_DRAFTS:
+            raise BadInput(f"The messages tell too much for one request ({len(drafts)} memories); send them in parts.")
+        return self.store(user, drafts, form)
 
     def read(
         self, user: str, spoken: Sequence[Spoken], form: MemoryForm, reader: MemReader | None = None
@@ -138,16 +150,20 @@ class MemoryWriter:
     def store(
         self, user: str, drafts: Sequence[Draft], form: MemoryForm, *, clearance: frozenset[str] | None = None
     ) -> list[Written]:
-        """Store drafts, all or none, against what is known.
+        """Store drafts, all or none, against what is known; anew where the user's memories change meanwhile.
 
+        The last try takes a second copy of what another request stores at the same moment rather than lose all.
         clearance: the sensitivity tags that known memories may have; None for those of the request's key.
         Raises MemosError; Conflict and NotFound where others never let up.
         """
         for last in (False,) * (TRIES - 1) + (True,):
+            seen = None if last else self._store.revision(user)
             known = self._similar(user, drafts, {} if clearance is None else {"clearance": clearance})
-            actions = reconcile(drafts, list(known.values()), at=form.at or datetime.now(UTC))
+            near = [cube for cube in known.values() if _in_scope(cube, form)]
+            at = form.at or datetime.now(UTC)
+            actions = reconcile(drafts, near, at=at, changeable=lambda cube: _is_as_private(cube, form))
             try:
-                return self._apply(user, actions, known, form)
+                return self._apply(user, actions, known, form, seen)
             except (Conflict, NotFound):
                 if last:
                     raise
@@ -169,12 +185,10 @@ class MemoryWriter:
         return found
 
     def _apply(
-        self, user: str, actions: Sequence[Action], known: dict[str, MemCube], form: MemoryForm
+        self, user: str, actions: Sequence[Action], known: dict[str, MemCube], form: MemoryForm, seen: int | None
     ) -> list[Written]:
         steps = [step for action in actions for step in _steps(user, action, form)]
-        if len(steps) > MAX_STEPS:
-            raise BadInput(f"The messages tell too much for one request ({len(actions)} memories); send them in parts.")
-        cubes = self._store.pipeline(steps, user) if steps else []
+        cubes = self._store.pipeline(steps, user, seen=seen) if steps else []
         after = {cube.id: cube for cube in cubes}
         events: dict[str, Event] = {}
         for action in actions:
@@ -185,14 +199,29 @@ class MemoryWriter:
         return [Written(after.get(cube_id) or known[cube_id], event) for cube_id, event in events.items()]
 
 
+def _in_scope(cube: MemCube, form: MemoryForm) -> bool:
+    """Whether a known memory is of the same namespace, agent, app and run, and lasts as long as the form's will."""
+    header = cube.header
+    same = all(header.metadata.get(name) == form.metadata.get(name) for name in SCOPE)
+    lasts = header.expires in ("", timestamp(form.expires, "expires"))
+    return same and lasts and header.namespace == form.namespace
+
+
+def _is_as_private(cube: MemCube, form: MemoryForm) -> bool:
+    """Whether what is said now may stand in a known memory's place: nobody else reads it there, and it ends in time."""
+    header = cube.header
+    alone = {grant.principal for grant in header.access} <= {grant.principal for grant in form.access}
+    ends = header.expires == timestamp(form.expires, "expires")
+    return alone and ends and set(header.sensitivity) >= set(form.sensitivity)
+
+
 def _steps(user: str, action: Action, form: MemoryForm) -> list[Step]:
-    """What is known takes the form's tags, sensitivity and grants on top of its own; with a new text its expiry too."""
+    """What is known takes the form's tags, sensitivity and grants on top of its own."""
     if isinstance(action, Add):
         return [AddStep(_cube(user, action, form))]
     if isinstance(action, Skip) and action.why == "outdated":
         return []
-    expires = form.expires if form.expires and isinstance(action, Update) else None
-    edit = EditStep(action.id, form.tags, form.sensitivity, form.access, expires)
+    edit = EditStep(action.id, form.tags, form.sensitivity, form.access)
     edits: list[Step] = [] if edit == EditStep(action.id) else [edit]
     return [_update(action, form), *edits] if isinstance(action, Update) else edits
 
@@ -202,7 +231,7 @@ def _update(action: Update, form: MemoryForm) -> Step:
         id=action.id,
         text=action.text,
         metadata=form.metadata,
-        happened=action.draft.happened,
+        happened=action.happened or None,
         expect=action.expect,
     )
 
@@ -216,7 +245,7 @@ def _cube(user: str, action: Add, form: MemoryForm) -> MemCube:
         origin=form.origin,
         semantic_type=draft.semantic_type,
         tags=tuple(dict.fromkeys((*form.tags, *draft.tags))),
-        metadata=form.metadata,
+        metadata={**form.metadata, **({SPEAKER: draft.speaker} if draft.speaker else {})},
         access=form.access,
         expires=form.expires,
         happened=draft.happened,
@@ -292,7 +321,7 @@ class TurnWriter:
 
     def _write(self, turn: Turn, reader: MemReader) -> str:
         """The outcome, for the counter. Raises MemosError."""
-        drafts = self.writer.read(turn.user, turn.spoken, turn.form, reader)
+        drafts = self.writer.read(turn.user, turn.spoken, turn.form, reader)[:MAX_DRAFTS]
         for attempt in range(TRIES):
             if self._is_forgotten(turn):
                 return "forgotten"
@@ -331,7 +360,12 @@ class TurnWriter:
 
 
 def form_at(form: MemoryForm, moment: str) -> MemoryForm:
-    """The form for messages that were sent at an ISO-8601 date or time, "" for now. Raises BadInput."""
+    """The form for messages that were sent at an ISO-8601 date or time, "" for now; "yesterday" is that of its zone.
+
+    Raises BadInput.
+    """
     if not moment:
         return form
-    return replace(form, at=datetime.fromisoformat(timestamp(moment, "happened")).replace(tzinfo=UTC))
+    timestamp(moment, "happened")
+    at = datetime.fromisoformat(moment)
+    return replace(form, at=at if at.tzinfo else at.replace(tzinfo=UTC))

@@ -38,17 +38,30 @@ class Postings(NamedTuple):
 
 
 class Part:
-    """One partition, or the cubes of it that a clearance covers. They have the positions from `start` on."""
+    """One partition, or the cubes of it that a clearance covers and an owner has, at the positions from `start` on."""
 
-    def __init__(self, txn: Txn, partition: Partition, start: int, clearance: Clearance = None) -> None:
+    def __init__(
+        self, txn: Txn, partition: Partition, start: int, clearance: Clearance = None, owner: str | None = None
+    ) -> None:
         self.number = partition.number
         self.start = start
         self._key = NUMBER.pack(partition.number)
         self.rows: Rows = np.frombuffer(txn.dups("entries", self._key, ENTRY.size), dtype=_ENTRIES)
         self._number_rows()
         if clearance is not None:
-            self.rows = self.rows[self._covered(txn, clearance)]
+            self._keep(self._covered(txn, clearance))
+        if owner is not None:
+            self._keep(self._owned(txn, owner))
+
+    def _keep(self, rows: Flags) -> None:
+        if not rows.all():
+            self.rows = self.rows[rows]
             self._number_rows()
+
+    def _owned(self, txn: Txn, owner: str) -> Flags:
+        owned = np.zeros(len(self.rows), dtype=np.bool_)
+        owned[self.postings(txn, facet_of("owner", owner)).positions - self.start] = True
+        return owned
 
     def _number_rows(self) -> None:
         self._ordinals = self.rows["ordinal"].astype(np.intp)
@@ -79,6 +92,8 @@ class Part:
         return Postings(places[known] + self.start, found["count"][known].astype(np.float32))
 
     def _placed(self, ordinals: Integers) -> Integers:
+        if not len(self.rows):
+            return np.full(len(ordinals), -1, dtype=np.intp)
         if self._places is not None:
             return np.where(ordinals < len(self._places), self._places.take(ordinals, mode="clip"), -1)
         order = np.argsort(self._ordinals)
@@ -90,14 +105,17 @@ class Scope:
     """The cubes that some principals may read; a cube that several may is in it several times.
 
     clearance: without those that have another sensitivity tag, as if they were not there; None for all.
+    owner: only those of one owner, as if there were no others: what people share with each other slows down no prompt.
     """
 
-    def __init__(self, txn: Txn, principals: Iterable[str], clearance: Clearance = None) -> None:
+    def __init__(
+        self, txn: Txn, principals: Iterable[str], clearance: Clearance = None, owner: str | None = None
+    ) -> None:
         self._txn = txn
         self.parts: list[Part] = []
         start = 0
         for partition in filter(None, (partition_of(txn, name) for name in dict.fromkeys(principals))):
-            part = Part(txn, partition, start, clearance)
+            part = Part(txn, partition, start, clearance, owner)
             self.parts.append(part)
             start += len(part.rows)
         self.rows: Rows = _joined([part.rows for part in self.parts])

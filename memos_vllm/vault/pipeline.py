@@ -1,16 +1,16 @@
 """Pipelines: a declared list of operations that is applied wholly or not at all (MemOS paper, section 5.2.3)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 
 import msgspec
 
 from memos_vllm.cube import Grant, MemCube, Namespace, Right, Scalar, State
-from memos_vllm.errors import BadInput
+from memos_vllm.errors import BadInput, Conflict
 from memos_vllm.vault import audit, changes, states, versions
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
-from memos_vllm.vault.tables import newest
+from memos_vllm.vault.tables import newest, revision
 from memos_vllm.vault.versions import UpdateOperation
 
 MAX_STEPS = 1000
@@ -75,13 +75,12 @@ class GrantStep(_Step, frozen=True, tag="grant"):
 
 
 class EditStep(_Step, frozen=True, tag="edit"):
-    """Give a cube more tags, sensitivity tags and grants, without a new version. expires: None leaves it as it is."""
+    """Give a cube more tags, sensitivity tags and grants, without a new version."""
 
     id: str
     tags: tuple[str, ...] = ()
     sensitivity: tuple[str, ...] = ()
     access: tuple[Grant, ...] = ()
-    expires: str | None = None
 
 
 class TransitionStep(_Step, frozen=True, tag="transition"):
@@ -102,16 +101,21 @@ Permit: TypeAlias = Callable[[MemCube, Step], None]
 class Pipelines(KVManifest):
     """The part of a vault that runs pipelines."""
 
-    def pipeline(self, steps: Sequence[Step], *, actor: str, permit: Permit | None = None) -> list[MemCube]:
+    def pipeline(
+        self, steps: Sequence[Step], *, actor: str, permit: Permit | None = None, seen: int | None = None
+    ) -> list[MemCube]:
         """Apply steps in order, in one transaction, and return the cube that each has left; a deleted one as it was.
 
         permit: asked about each cube that a step touches, as it is before that step, inside the transaction.
+        seen: the actor's `revision` that the steps were decided on; raises Conflict where it is another now.
         Raises what the steps and `permit` raise, BadInput for a list that is no pipeline; then nothing was done.
         """
         if not 1 <= len(steps) <= MAX_STEPS:
             raise BadInput(f"A pipeline has 1 to {MAX_STEPS} steps, not {len(steps)}.")
 
         def work(txn: Txn) -> list[MemCube]:
+            if seen is not None and revision(txn, actor) != seen:
+                raise Conflict("Memories have changed meanwhile; read them again.")
             run = _Run(txn, actor, permit)
             for step in steps:
                 run.apply(step)
@@ -200,11 +204,11 @@ class _Run:
 
     def _edit(self, step: EditStep) -> MemCube:
         old = self._found(step.id, step)
-        more: dict[str, Any] = {
+        more = {
             name: tuple(dict.fromkeys((*getattr(old.header, name), *getattr(step, name))))
             for name in ("tags", "sensitivity", "access")
         }
-        new = versions.edited(old, {}, more | versions.given_fields(expires=step.expires))
+        new = versions.edited(old, {}, more)
         changes.rewrite(self._txn, old, new, self._actor, "edit")
         return new
 

@@ -25,7 +25,7 @@ from memos_vllm.cube import MemCube, Scalar, SemanticType
 from memos_vllm.vault.states import HOT
 from memos_vllm.vault.words import names_in, speaker_of, text_of, words_of
 
-FORMAT = 2
+FORMAT = 3
 """Number of this layout and of what `words_of` makes of a text; an index with another number is made anew."""
 
 NUMBER = struct.Struct(">I")
@@ -135,8 +135,10 @@ def term_of(word: str) -> bytes:
 
 
 def facets_of(cube: MemCube) -> Iterator[bytes]:
-    """Terms for what filters and clearances ask: source, tags, sensitivity, metadata; and for the speaker's names."""
+    """Terms for what filters and clearances ask, and for the speaker's names."""
+    yield facet_of("owner", cube.header.owner)
     yield facet_of("source", cube.header.source)
+    yield facet_of("fingerprint", cube.header.fingerprint)
     for tag in cube.header.tags:
         yield facet_of("tags", tag)
     for tag in cube.header.sensitivity:

@@ -31,6 +31,10 @@ class Searchable(Opened):
         """Vectors are this embedder's from now on; those of another one are removed and made anew."""
         self._writable().write(lambda txn: vectors.adopt(txn, name))
 
+    def is_embedder(self, name: str) -> bool:
+        """Whether vectors are this embedder's: another server on the same vault may have adopted its own."""
+        return self._env.read(lambda txn: vectors.is_adopted(txn, name))
+
     def awaiting_vectors(self, *, after: str = "", limit: int) -> Cubes:
         """Cubes whose text has no vector yet, by id; `after` is the last id of the page before."""
         return self._env.read(lambda txn: vectors.awaiting(txn, after=after, limit=limit))

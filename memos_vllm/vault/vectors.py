@@ -35,14 +35,18 @@ def embedder_digest(name: str) -> bytes:
 
 def adopt(txn: Txn, name: str) -> None:
     """Have every cube in the index await a vector of this embedder, unless that is the case already."""
-    digest = embedder_digest(name)
-    if txn.get("meta", EMBEDDER) == digest:
+    if is_adopted(txn, name):
         return
-    txn.put("meta", EMBEDDER, digest)
+    txn.put("meta", EMBEDDER, embedder_digest(name))
     txn.clear("vectors")
     txn.clear("unembedded")
     for key in sorted({row[ID] for _, row in txn.scan("entries")}):
         txn.put("unembedded", key)
+
+
+def is_adopted(txn: Txn, name: str) -> bool:
+    """Whether vectors are this embedder's."""
+    return txn.get("meta", EMBEDDER) == embedder_digest(name)
 
 
 def awaiting(txn: Txn, *, after: str, limit: int) -> list[MemCube]:

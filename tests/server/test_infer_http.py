@@ -67,7 +67,7 @@ def test_what_is_known_stays_and_what_is_contradicted_changes(client: httpx.Clie
 def test_a_correction_has_the_date_of_its_message(client: httpx.Client) -> None:
     inferred(client, "I live in Lisbon.", timestamp="2026-01-05")
     inferred(client, "I have a cat. I moved to Porto yesterday.", timestamp="2026-02-10")
-    assert [one["happened"] for one in client.get("/v1/memories").json()["results"]] == ["2026-02-09", "2026-02-10"]
+    assert [one["happened"] for one in client.get("/v1/memories").json()["results"]] == ["2026-02-10", "2026-02-10"]
 
 
 def test_a_verbatim_memory_is_corrected_in_its_place(client: httpx.Client) -> None:

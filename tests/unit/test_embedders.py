@@ -1,11 +1,18 @@
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from memos_vllm.errors import BadInput, EmbedderUnavailable, StartError
 from memos_vllm.retrieval.embedders import Embedder, QueryEmbedder, check_embedder, make_embedder
+from memos_vllm.retrieval.embedders.base import MAX_QUERY, PAUSE
+from memos_vllm.retrieval.embedders.local import BATCH, LocalEmbedder, _digest
 from memos_vllm.retrieval.embedders.remote import RemoteEmbedder
+from memos_vllm.vault.lookup import Floats
 from tests.unit.embed_cases import Answer, WordEmbedder, embedding_server, minilm, openai_answer
 
 
@@ -25,7 +32,7 @@ def remote() -> Iterator[RemoteEmbedder]:
 
 
 def test_a_local_model_knows_what_is_alike(local: Embedder) -> None:
-    assert (local.name, local.dimensions) == ("model/384", 384)
+    assert (local.name.startswith("model/384/"), local.dimensions) == (True, 384)
     vectors = local.embed(["The cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest rates rise."])
     question = local.embed(["Where does the pet rest?"], query=True)[0]
     assert vectors.dtype == np.float32
@@ -101,6 +108,52 @@ def test_a_server_that_is_gone() -> None:
     embedder.close()
 
 
+class Model(torch.nn.Linear):
+    max_seq_length = 8
+
+    def __init__(self, **prompts: str) -> None:
+        super().__init__(3, 2)
+        self.prompts = prompts
+
+
+def test_models_of_one_folder_name_have_names_of_their_own() -> None:
+    model: Any = torch.nn.Linear(3, 2)
+    other: Any = torch.nn.Linear(3, 2)
+    for one in (model, other):
+        one.max_seq_length, one.prompts = 8, {}
+    first = _digest(model)
+    assert first == _digest(model) != _digest(other)
+    for one in (other, prompted):
+        one.load_state_dict(model.state_dict())
+    assert _digest(other) == first != _digest(prompted)
+
+
+def test_questions_go_before_the_rest_of_a_batch(local: Embedder) -> None:
+    assert isinstance(local, LocalEmbedder)
+    done: list[str] = []
+    model, encode = local._model, local._model.encode_document
+
+    def slow(texts: list[str], **options: object) -> object:
+        time.sleep(0.05)
+        return encode(texts, **options)
+
+    def work() -> None:
+        local.embed(["tea"] * (4 * BATCH))
+        done.append("memories")
+
+    model.encode_document = slow
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        time.sleep(0.02)
+        local.embed(["Where is the cat?"], query=True)
+        done.append("question")
+        thread.join()
+    finally:
+        del model.encode_document
+    assert done == ["question", "memories"]
+
+
 def test_a_question_asked_before_takes_as_long_as_a_new_one() -> None:
     embedder = WordEmbedder()
     queries = QueryEmbedder(embedder)
@@ -108,3 +161,48 @@ def test_a_question_asked_before_takes_as_long_as_a_new_one() -> None:
     assert first is not None and again is not None and np.array_equal(first, again)
     assert queries.embed_query("  ") is None
     assert embedder.calls == 2
+
+
+def test_of_a_long_question_the_end_is_embedded_and_a_half_character_is_no_error() -> None:
+    seen: list[str] = []
+
+    class Short(WordEmbedder):
+        def embed(self, texts: Sequence[str], *, query: bool = False) -> Floats:
+            seen.extend(texts)
+            return super().embed(texts)
+
+    queries = QueryEmbedder(Short())
+    assert queries.embed_query("page " * 10_000 + "tea?") is not None
+    assert queries.embed_query("tea \ud800") is not None
+    assert len(seen[0]) == MAX_QUERY and seen[0].endswith("tea?")
+    assert seen[1] == "tea ?"
+
+
+def test_a_refused_question_is_answered_by_words() -> None:
+    queries = QueryEmbedder(WordEmbedder(refuses="endless"))
+    assert queries.embed_query("endless") is None
+    assert queries.embed_query("tea") is not None
+
+
+def test_an_embedder_that_fails_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Down(WordEmbedder):
+        def embed(self, texts: Sequence[str], *, query: bool = False) -> Floats:
+            if self.calls < 2:
+                self.calls += 1
+                raise EmbedderUnavailable("down") if self.calls == 1 else RuntimeError("a bug")
+            return super().embed(texts)
+
+    embedder, now = Down(), time.monotonic()
+    queries = QueryEmbedder(embedder)
+    for later, calls in ((0.0, 1), (PAUSE - 1, 1), (PAUSE + 1, 2), (PAUSE + 2, 2)):
+        monkeypatch.setattr(time, "monotonic", lambda later=later: now + later)
+        assert queries.embed_query("tea") is None and embedder.calls == calls
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2 * PAUSE + 3)
+    assert queries.embed_query("tea") is not None
+
+
+def test_no_answer_and_no_password_is_in_an_error() -> None:
+    server = embedding_server(lambda path, body: (422, {"detail": "my secret diary"}))
+    with server as (url, _), pytest.raises(StartError) as caught:
+        RemoteEmbedder(url.replace("http://", "http://maya:hunter2@"))
+    assert "diary" not in str(caught.value) and "hunter2" not in str(caught.value) and "422" in str(caught.value)

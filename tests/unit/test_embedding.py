@@ -107,15 +107,61 @@ def test_a_refused_text_holds_up_no_other(vault: Vault, monkeypatch: pytest.Monk
     assert vault.vector_counts() == (4, 1)
 
 
+@pytest.mark.parametrize("error", [EmbedderUnavailable("500"), RuntimeError("index out of range")])
+def test_a_text_that_a_working_embedder_fails_on_holds_up_no_other(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Choking(WordEmbedder):
+        def embed(self, texts: Sequence[str], *, query: bool = False) -> Floats:
+            if "endless" in texts:
+                raise error
+            return super().embed(texts)
+
+    add(vault, "tea", "endless", "lake", "train", "sofa")
+    worker = EmbeddingWorker(vault, Choking())
+    vault.adopt_embedder("words/32")
+    assert [worker.round() for _ in range(2)] == [4, 0]
+    assert vault.vector_counts() == (4, 1)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + embedding.ASIDE_SECONDS)
+    worker._embedder = WordEmbedder()
+    assert worker.round() == 1
+
+
+def test_an_embedder_that_fails_on_all_texts_is_waited_for(vault: Vault) -> None:
+    class Down(WordEmbedder):
+        def embed(self, texts: Sequence[str], *, query: bool = False) -> Floats:
+            raise EmbedderUnavailable("down")
+
+    add(vault, "tea", "lake")
+    vault.adopt_embedder("words/32")
+    worker = EmbeddingWorker(vault, Down())
+    with pytest.raises(EmbedderUnavailable):
+        worker.round()
+    worker._embedder = WordEmbedder()
+    assert worker.round() == 2
+
+
+def test_of_two_embedders_the_one_that_came_later_makes_the_vectors(
+    vault: Vault, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = EmbeddingWorker(vault, WordEmbedder())
+    worker.start()
+    vault.adopt_embedder("other/32")
+    worker._thread.join(10)
+    assert not worker._thread.is_alive() and "another embedder" in caplog.text
+
+
 def test_the_thread_works_until_it_is_stopped(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "IDLE_SECONDS", 0.01)
     monkeypatch.setattr(embedding, "FAILED_SECONDS", 0.01)
 
+    troubles = [EmbedderUnavailable("not yet"), EmbedderUnavailable("not yet"), RuntimeError("a bug"), TypeError()]
+
     class Failing(WordEmbedder):
         def embed(self, texts: Sequence[str], *, query: bool = False) -> Floats:
-            if self.calls == 0:
-                self.calls += 1
-                raise EmbedderUnavailable("not yet")
+            if troubles:
+                raise troubles.pop(0)
             return super().embed(texts)
 
     add(vault, *(f"tea {n}" for n in range(100)))

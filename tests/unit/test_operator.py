@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from memos_vllm.cube import Header, MemCube, Parameter, Plaintext, completed
 from memos_vllm.errors import BadInput
 from memos_vllm.retrieval import MemOperator, TimeWindow
+from memos_vllm.retrieval.operator import _Reader
 from memos_vllm.vault import Vault
 
 WORDS = ("tea", "lake", "train", "biopsy")
@@ -152,6 +153,26 @@ def test_several_principals_are_searched_as_one_memory(vault: Vault) -> None:
     hits = MemOperator(vault).search(("maya", "group:tea"), "tea", top_k=10)
     assert sorted(hit.cube.text for hit in hits) == ["maya's tea is green", "the group's tea is black"]
     assert MemOperator(vault).search((), "tea", top_k=10) == []
+
+
+def test_what_others_share_changes_nothing_for_a_prompt(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt asks for the caller's own: a stranger's grants cost it no reading, and weigh in no score."""
+    add(vault, "I like tea", "The lake is cold", source="s")
+    operator, own = MemOperator(vault), {"owner": "maya"}
+    before = [(hit.cube.id, hit.score, hit.parts) for hit in operator.search("maya", "tea", top_k=5, filters=own)]
+    add(vault, *("tea tea lake" for _ in range(50)), owner="bo", access=["maya"], source="s")
+    loaded: list[str] = []
+    load = _Reader._load
+
+    def noted(reader: _Reader, cube_id: str) -> Any:
+        loaded.append(cube_id)
+        return load(reader, cube_id)
+
+    monkeypatch.setattr(_Reader, "_load", noted)
+    after = [(hit.cube.id, hit.score, hit.parts) for hit in operator.search("maya", "tea", top_k=5, filters=own)]
+    assert before == after and len(loaded) == len(before)
+    assert operator.search("maya", "tea", top_k=5, filters={**own, "fingerprint": "favourit tea"}) == []
+    assert len(loaded) == len(before)
 
 
 def test_what_others_store_changes_no_score(vault: Vault) -> None:

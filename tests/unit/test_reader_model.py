@@ -48,12 +48,28 @@ def test_a_models_memories_are_taken_and_dated() -> None:
     )
     assert causes == []
     assert [(draft.text, draft.semantic_type, draft.happened, draft.key) for draft in drafts] == [
-        ("I moved to Porto.", "fact", "2026-03-02", "home"),
+        ("I moved to Porto.", "fact", "2026-03-12", "home"),
         ("My cat Tilda hates Porto.", "user_preference", "2026-03-12", drafts[1].key),
     ]
     messages, schema, user = asked[0]
     assert (schema, user) == (SCHEMA, "maya")
     assert "moved to Porto" in messages[-1]["content"] and "Be kind." not in messages[-1]["content"]
+
+
+def test_a_denial_is_not_turned_round_and_a_speaker_has_a_name() -> None:
+    talk = [Spoken("user", "I don't like tea, but I like coffee.", "Ana"), Spoken("user", "I live in Rome.", "Bea")]
+    texts = ("I like tea.", "I don't like tea.", "I like coffee.", "I live in Rome.")
+    told = said(*((text, "fact", "") for text in texts))
+
+    async def ask(messages: Sequence[dict[str, str]], schema: Mapping[str, Any], user: str) -> str:
+        return told
+
+    drafts = asyncio.run(ModelReader(ask).read(talk, owner="maya", at=AT, source="s"))
+    assert [(draft.text, draft.speaker) for draft in drafts] == [
+        ("I don't like tea.", "Ana"),
+        ("I like coffee.", "Ana"),
+        ("I live in Rome.", "Bea"),
+    ]
 
 
 def test_nothing_to_remember_is_an_answer() -> None:

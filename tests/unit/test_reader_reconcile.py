@@ -51,7 +51,13 @@ CONTRADICTIONS = [
     ("I eat meat.", "I don't eat meat any more."),
     ("I prefer tea over coffee.", "I prefer coffee to tea now."),
     ("I prefer the window seat.", "I prefer an aisle seat."),
-    ("My name is Maya.", "Please call me May."),
+    ("Please call me Maya.", "Please call me May."),
+    ("My doctor is Dr. Silva.", "My doctor is Dr. Jones."),
+    ("I work as a nurse.", "I work as a teacher now."),
+    ("I switched from vim to emacs.", "I switched from emacs to helix."),
+    ("My favourite tea is oolong. It tastes of flowers.", "My favourite tea is sencha."),
+    ("i live in lisbon", "I moved to Porto."),
+    ("I'm married to Tom.", "I got divorced."),
     ("My sister lives in Rome.", "My sister moved to Berlin."),
     ("Please always answer in French.", "Please answer in German from now on."),
     ("My email is maya@old.example.", "My new email is maya@new.example."),
@@ -97,6 +103,29 @@ def test_what_is_known_is_left_alone(old: str, new: str) -> None:
         ("I have a cat named Tilda.", "I have a cat named Milo."),
         ("I went to the gym.", "I went to the cinema."),
         ("My favourite tea is oolong.", "Everybody says that tea is healthy."),
+        ("My name is Maya.", "Please call me May."),
+        ("My first name is Maya.", "My last name is Silva."),
+        ("I switched from vim to emacs.", "I switched from coffee to tea."),
+        ("Lisbon is my favourite.", "Oolong is my favourite."),
+        ("My favourite tea is oolong.", "My favourite tea is out of stock."),
+        ("Please always answer in French.", "Always answer in short sentences."),
+        ("Please always answer in French.", "Please always answer in JSON."),
+        ("I live in Lisbon.", "I live in a small flat on the third floor."),
+        ("I live in Lisbon.", "I live in fear of spiders."),
+        ("I live in Lisbon.", "I'm moving to Porto in September."),
+        ("My phone is 123456.", "My phone is broken."),
+        ("My phone is 123456.", "My phone is broken now."),
+        ("My phone is 123456.", "My phone is 5 years old."),
+        ("My doctor is Dr. Silva.", "My doctor is on holiday in Rome."),
+        ("My password is hunter2 for the wifi.", "My password is expired."),
+        ("My wife is Anna.", "My wife is ill."),
+        ("I'm married.", "I'm engaged in a legal dispute with my landlord."),
+        ("I'm married.", "I'm single-handedly raising two kids."),
+        ("I'm vegetarian.", "I'm vegan-curious."),
+        ("I work at Acme.", "I work for a charity on weekends."),
+        ("I work at Acme.", "I work at Globex on weekends."),
+        ("I work as a nurse.", "I work as a volunteer on Sundays."),
+        ("I live in Lisbon. It is beautiful there and my sister's wedding will be there in May.", "I moved to Porto."),
     ],
 )
 def test_what_only_looks_alike_is_a_memory_of_its_own(old: str, new: str) -> None:
@@ -131,6 +160,27 @@ def test_an_old_message_does_not_replace_what_is_known_from_later() -> None:
     known = cube("My favourite tea is sencha.", happened="2026-03-12")
     action = one("My favourite tea is oolong.", known, at=AT - timedelta(days=30))
     assert isinstance(action, Skip) and action.why == "outdated"
+
+
+def test_a_plan_is_no_news_of_what_is() -> None:
+    plan = cube("I'm moving to Porto in September.", happened="2026-09-01")
+    home = cube("I live in Lisbon.", happened="2026-03-01")
+    assert isinstance(one("I live in Lisbon.", plan), Add)
+    assert isinstance(one("I live in Rome.", plan, home), Update)
+
+
+def test_the_date_of_something_that_is_is_when_it_was_said() -> None:
+    (draft,) = drafts("I live in Lisbon since 2020.")
+    assert draft.happened == "2026-03-12"
+    known = cube(draft.text, happened=draft.happened)
+    assert isinstance(one("I live in Rome.", known, at=AT - timedelta(days=1000)), Skip)
+
+
+def test_a_memory_of_several_statements_keeps_its_date() -> None:
+    action = one("My favourite tea is sencha!", cube("I went to Rome in May. My favourite tea is oolong."))
+    assert isinstance(action, Update) and action.happened == ""
+    action = one("My favourite tea is sencha!", cube("My favourite tea is oolong."))
+    assert isinstance(action, Update) and action.happened == "2026-03-12"
 
 
 @pytest.mark.parametrize("state", ["frozen", "archived", "merged", "expired"])

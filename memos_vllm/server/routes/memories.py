@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -104,7 +105,7 @@ def inferred(body: AddRequest, service: MemoryService, user: str) -> Memories:
         priority=body.priority,
         sensitivity=tuple(body.sensitivity),
     )
-    spoken = [Spoken(message.role, message.text()) for message in body.spoken()]
+    spoken = [Spoken(message.role, message.text(), message.name or "") for message in body.spoken()]
     written = service.writer.remember(user, spoken, form_at(form, body.time()))
     return Memories(results=[Memory.of(one.cube, user, event=one.event) for one in written])
 
@@ -205,7 +206,7 @@ def search_memories(body: SearchRequest, service: Service, user: User) -> Memori
     wanted = query_of(body)
     if body.archived:
         recalled = service.recall(user, body.query)
-        hits = [hit for hit in recalled if wanted.lets_through(hit.cube)][: body.count()]
+        hits = [*islice((hit for hit in recalled if wanted.lets_through(hit.cube)), body.count())]
     else:
         hits = service.search(user, body.query, top_k=body.count(), **wanted.options())
     least = body.threshold
