@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import time
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import psutil
 import vllm
@@ -33,6 +35,8 @@ from memos_vllm.parameter.staging import STAGE_ENV, new_folder, sweep
 from memos_vllm.server.preflight import BYPASSES, SPLICE_OWNS, check_start
 
 PLUGIN = "memos"
+GONE_AFTER = 5.0
+"""Seconds that API servers have to end after their launcher was told to."""
 LOADED_BY_DEFAULT = (
     DEFAULT_PLUGINS_GROUP,
     IO_PROCESSOR_PLUGINS_GROUP,
@@ -76,7 +80,16 @@ def serve(argv: Sequence[str]) -> None:
     try:
         command.cmd(args)
     finally:
-        sweep()  # API servers in processes of their own may have been ended before they tidied up
+        _remove_copies()
+
+
+def _remove_copies() -> None:
+    """Remove what API servers leave of adapters' copies that were ended before they tidied up, once they are gone."""
+    deadline = time.monotonic() + GONE_AFTER
+    folder = os.environ.get(STAGE_ENV)
+    while folder is not None and Path(folder).exists() and time.monotonic() < deadline:
+        sweep()
+        time.sleep(0.1)
 
 
 def _given(args: argparse.Namespace) -> set[str]:

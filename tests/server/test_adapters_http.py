@@ -6,8 +6,6 @@ are evicted all the time. `plain-N` are the same weights as vLLM's own modules: 
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from tests.server.adapter_cases import (
     upload,
     write,
 )
+from tests.server.adapter_damage import DAMAGES
 from tests.server.conftest import KEYS, MODEL_NAME, SERVICE_KEY, Server, key_file, running_server
 from tests.server.test_activation_http import metric, wait
 
@@ -275,65 +274,6 @@ def folder_of(server: Server, body: dict[str, Any]) -> Path:
     digest = body["versions"][-1]["digest"]
     (found,) = (server.memory_dir / "adapters").glob(f"*{digest}")
     return found
-
-
-def lose_folder(folder: Path) -> None:
-    shutil.rmtree(folder)
-
-
-def lose_weights(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-
-
-def lose_config(folder: Path) -> None:
-    (folder / CONFIG).unlink()
-
-
-def truncate(folder: Path) -> None:
-    content = (folder / WEIGHTS).read_bytes()
-    replace(folder, WEIGHTS, content[: len(content) // 2])
-
-
-def corrupt(folder: Path) -> None:
-    content = bytearray((folder / WEIGHTS).read_bytes())
-    content[-100] ^= 1
-    replace(folder, WEIGHTS, bytes(content))
-
-
-def swap_weights(folder: Path) -> None:
-    replace(folder, WEIGHTS, adapter(9)[WEIGHTS])
-
-
-def make_pickle(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-
-
-def raise_rank(folder: Path) -> None:
-    config = json.loads((folder / CONFIG).read_bytes())
-    replace(folder, CONFIG, json.dumps(config | {"r": 64}).encode())
-
-
-def link_weights(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    (folder / WEIGHTS).symlink_to(folder.with_name("elsewhere"))
-
-
-def replace(folder: Path, name: str, content: bytes) -> None:
-    (folder / name).unlink()
-    (folder / name).write_bytes(content)
-
-
-DAMAGES = (
-    lose_folder,
-    lose_weights,
-    lose_config,
-    truncate,
-    corrupt,
-    swap_weights,
-    make_pickle,
-    raise_rank,
-    link_weights,
-)
 
 
 def test_damaged_files_are_an_answer_and_no_more(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from fastapi import Path as PathParameter
 from starlette.background import BackgroundTask
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.datastructures import Headers
 from starlette.responses import FileResponse
 
@@ -72,6 +73,13 @@ class UploadRoute(MemoryRoute):
         return limited
 
 
+class NameConvertor(PathConvertor):
+    """The rest of a path, line breaks too: what is no name is answered as one that nobody has."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("adapter", NameConvertor())
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"], responses=COMMON, route_class=UploadRoute)
 Name = Annotated[
     str, PathParameter(description="One's own adapter, or `OWNER/NAME` for somebody else's.", examples=["style"])
@@ -111,7 +119,7 @@ def add_adapter(
     return _shown(service, user, f"{whose}/{name}")
 
 
-@router.get("/{name:path}/files/{file}", response_class=FileResponse, responses=MISSING | UNUSABLE)
+@router.get("/{name:adapter}/files/{file}", response_class=FileResponse, responses=MISSING | UNUSABLE)
 def export_file(
     name: Name,
     file: Annotated[str, PathParameter(description=f"{CONFIG} or {WEIGHTS}.", examples=[CONFIG])],
@@ -133,7 +141,10 @@ def export_file(
 
 
 @router.post(
-    "/{name:path}/activate", response_model=AdapterBody, response_model_exclude_none=True, responses=MISSING | UNUSABLE
+    "/{name:adapter}/activate",
+    response_model=AdapterBody,
+    response_model_exclude_none=True,
+    responses=MISSING | UNUSABLE,
 )
 def activate(name: Name, body: ActivateRequest, service: Service, user: User) -> AdapterBody:
     """Say which version answers from now on. Requests that are being answered stay with theirs."""
@@ -142,7 +153,7 @@ def activate(name: Name, body: ActivateRequest, service: Service, user: User) ->
 
 
 @router.post(
-    "/{name:path}/deactivate",
+    "/{name:adapter}/deactivate",
     response_model=AdapterBody,
     response_model_exclude_none=True,
     responses=MISSING | UNUSABLE,
@@ -154,7 +165,10 @@ def deactivate(name: Name, body: OwnerRequest, service: Service, user: User) -> 
 
 
 @router.post(
-    "/{name:path}/rollback", response_model=AdapterBody, response_model_exclude_none=True, responses=MISSING | UNUSABLE
+    "/{name:adapter}/rollback",
+    response_model=AdapterBody,
+    response_model_exclude_none=True,
+    responses=MISSING | UNUSABLE,
 )
 def roll_back(name: Name, body: OwnerRequest, service: Service, user: User) -> AdapterBody:
     """Go back to the version that was active before."""
@@ -162,14 +176,14 @@ def roll_back(name: Name, body: OwnerRequest, service: Service, user: User) -> A
     return _shown(service, user, name)
 
 
-@router.get("/{name:path}", response_model=AdapterBody, response_model_exclude_none=True, responses=MISSING)
+@router.get("/{name:adapter}", response_model=AdapterBody, response_model_exclude_none=True, responses=MISSING)
 def get_adapter(name: Name, service: Service, user: User, user_id: UserId = None) -> AdapterBody:
     """An adapter with its versions."""
     return _shown(service, user, name)
 
 
 @router.delete(
-    "/{name:path}", response_model=AdapterRemoved, response_model_exclude_none=True, responses=MISSING | UNUSABLE
+    "/{name:adapter}", response_model=AdapterRemoved, response_model_exclude_none=True, responses=MISSING | UNUSABLE
 )
 def remove_adapter(
     name: Name,
