@@ -121,7 +121,7 @@ def _page_problems(path: Path) -> list[str]:
 def _backup(args: argparse.Namespace) -> int:
     from memos_vllm.vault import Vault
 
-    with _progress() as progress, Vault.open(args.dir) as vault:
+    with _progress() as progress, Vault.open(args.dir, create=False) as vault:
         copied = vault.backup(args.target, actor=_operator(), kv=not args.no_kv, progress=_shown(progress))
     return _copied(copied, f"{args.dir} → {args.target}")
 
@@ -155,7 +155,7 @@ def _compact(args: argparse.Namespace) -> int:
 def _reindex(args: argparse.Namespace) -> int:
     from memos_vllm.vault import Vault
 
-    with _progress() as progress, Vault.open(args.dir) as vault:
+    with _progress() as progress, Vault.open(args.dir, create=False) as vault:
         progress.add_task("index", total=None)
         searched = vault.reindex()
         vault.record(actor=_operator(), action="vault.reindex")

@@ -3,9 +3,9 @@
 import msgspec
 
 from memos_vllm.cube import MAX_PRINCIPAL_CHARS, checked_principal
-from memos_vllm.errors import BadInput, NotFound
+from memos_vllm.errors import BadInput, Conflict, NotFound
 from memos_vllm.governance.identity import GROUP_PREFIX, checked_user, group_principal
-from memos_vllm.vault import Vault
+from memos_vllm.vault import Usage, Vault
 
 KIND = "group"
 
@@ -26,13 +26,19 @@ def add(vault: Vault, name: str, users: list[str], *, actor: str) -> Group:
 
 
 def remove(vault: Vault, name: str, users: list[str], *, actor: str) -> Group | None:
-    """Take users out of a group, or remove the group (None) where none are named. Raises NotFound, BadInput."""
+    """Take users out of a group, or remove the group (None) where none are named, with all that was shared with it.
+
+    Raises NotFound, BadInput, and Conflict for a group that still owns memories.
+    """
     entry = _entry_name(name)
     old = vault.get_entry(KIND, entry, Group)
     if old is None:
         raise NotFound(f"There is no group {name!r}; `memos-vllm group list` shows them.")
     if not users:
+        if vault.usage(entry) != Usage():
+            raise Conflict(f"The group {name!r} owns memories or snapshots; transfer or delete them first.")
         vault.delete_entry(KIND, entry, actor=actor)
+        vault.forget(entry, actor=actor)  # or a later group of this name would have its rights
         return None
     strangers = sorted(set(users) - set(old.members))
     if strangers:

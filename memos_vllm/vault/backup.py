@@ -75,7 +75,7 @@ def restore(backup: Path, target: Path, *, actor: str, progress: Progress = _sil
             (partial / folder.VAULT).mkdir(mode=0o700)
             _copy_file(backup / folder.VAULT / "data.mdb", partial / folder.VAULT / "data.mdb")
             _copy_file(backup / folder.MARKER, partial / folder.MARKER)
-            folder.prepare(partial, readonly=False)
+            folder.prepare(partial, readonly=False, create=False)
             return _completed(partial, backup, progress, actor=actor)
     finally:
         use.end()
@@ -87,7 +87,7 @@ def compact(path: Path, *, actor: str) -> tuple[int, int]:
     Raises VaultInUse while another process, or this one, has the vault open, and StartError.
     """
     path = Path(path).absolute()
-    folder.prepare(path, readonly=False)
+    folder.prepare(path, readonly=False, create=False)
     spare = path / "vault.compact"
     shutil.rmtree(spare, ignore_errors=True)
     env = Environment(path / folder.VAULT, readonly=False, map_bytes=_MAP_BYTES, max_bytes=None, alone=True)

@@ -21,18 +21,18 @@ _UPGRADED = "memos.json.upgraded"
 _NEW_VAULT_BYTES = 1 << 20
 
 
-def prepare(path: Path, *, readonly: bool) -> None:
-    """Make sure that `path` holds a vault of this schema; a missing or empty folder becomes one.
+def prepare(path: Path, *, readonly: bool, create: bool) -> None:
+    """Make sure that `path` holds a vault of this schema. create: a missing or empty folder becomes one.
 
     Raises NotAVault and VaultUnwritable.
     """
     try:
-        if not readonly:
+        if create:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(path):
             if (path / MARKER).exists():
                 _upgrade(path, checked(path), readonly=readonly)
-            elif readonly:
+            elif not create:
                 raise NotAVault(f"There is no vault in {path}; start the server with it once, or name another folder.")
             else:
                 _create(path)

@@ -64,16 +64,23 @@ class Vault(TimeMachine, Pipelines, Forgetting, VerifiedLog, Registry, Searchabl
 
     @classmethod
     def open(
-        cls, path: Path, *, readonly: bool = False, map_bytes: int = START_MAP_BYTES, max_bytes: int | None = None
+        cls,
+        path: Path,
+        *,
+        readonly: bool = False,
+        create: bool = True,
+        map_bytes: int = START_MAP_BYTES,
+        max_bytes: int | None = None,
     ) -> Self:
-        """The vault in the memory directory `path`; a missing or empty one becomes a new vault.
+        """The vault in the memory directory `path`; a missing or empty one becomes a new vault, if it may.
 
+        create: whether it may; readonly never does.
         map_bytes: size of the LMDB map at the start; it doubles by itself. max_bytes: its limit, None for the disk's.
         Where this process has the same vault open already, both share one map and the first caller's sizes hold.
         Raises NotAVault, VaultUnwritable, StartError.
         """
         path = Path(path).absolute()
-        folder.prepare(path, readonly=readonly)
+        folder.prepare(path, readonly=readonly, create=create and not readonly)
         env = acquire(path / folder.VAULT, readonly=readonly, map_bytes=map_bytes, max_bytes=max_bytes)
         vault = cls(path, env, readonly=readonly)
         if not readonly:
@@ -113,16 +120,18 @@ class Vault(TimeMachine, Pipelines, Forgetting, VerifiedLog, Registry, Searchabl
         metadata: Mapping[str, Scalar] | None = None,
         happened: str | None = None,
         tags: Iterable[str] | None = None,
+        expires: str | None = None,
         expect: int | None = None,
     ) -> MemCube:
         """Store and return the next version of a cube; K/V of another text go with it.
 
         operation: `overwrite` the text; `append` a line; `merge` the lines that it lacks; `purify`: overwrite it and
         remove the versions before.
-        metadata: these keys replace those of the same name; happened, tags: None leaves them as they are.
-        expect: the version that the caller saw. Raises NotFound, BadInput, TooLarge, Conflict.
+        metadata: these keys replace those of the same name; happened, tags, expires: None leaves them as they are.
+        expires: "" takes it away. expect: the version that the caller saw.
+        Raises NotFound, BadInput, TooLarge, Conflict.
         """
-        fields = versions.given_fields(happened=happened, tags=None if tags is None else tuple(tags))
+        fields = versions.given_fields(happened=happened, tags=None if tags is None else tuple(tags), expires=expires)
 
         def work(txn: Txn) -> MemCube:
             old = tables.newest(txn, cube_id)

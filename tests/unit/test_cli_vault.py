@@ -110,6 +110,26 @@ def test_a_folder_without_a_vault(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert "There is no vault in" in said(capsys, action, tmp_path, code=2)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("vault backup DIR COPY", "vault compact DIR", "vault reindex DIR", "export DIR maya --to bo"),
+        *("key revoke DIR 1", "key require DIR on", "group add DIR team maya", "group remove DIR team"),
+        *("quota set DIR maya --rps 1", "quota clear DIR maya"),
+    ],
+)
+def test_no_command_makes_a_vault_where_a_path_is_mistyped(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "not mounted"
+    empty.mkdir()
+    for folder in (tmp_path / "typo", empty):
+        paths = {"DIR": str(folder), "COPY": str(tmp_path / "copy")}
+        assert main([paths.get(word, word) for word in words.split()]) == 2
+        assert "There is no " in capsys.readouterr().err
+    assert [*tmp_path.rglob("*")] == [empty]
+
+
 def test_lines_are_plain_where_nobody_watches(path: Path) -> None:
     """No colours, no wrapping and no progress in what a script reads."""
     command = [sys.executable, "-m", "memos_vllm.cli", "vault", "verify", str(path)]
