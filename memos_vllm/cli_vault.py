@@ -1,6 +1,6 @@
 """`memos-vllm vault`: look after a memory directory, mostly while a server goes on using it.
 
-Exit code 0: done, nothing wrong; 1: `check` or `verify` found faults; 2: an error, in one line on stderr.
+Exit code 0: done, nothing wrong; 1: `check`, `verify` or `forgotten` found something; 2: an error, one line on stderr.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     _add_backup(backup)
     _add_restore(restore)
     _add_log(log)
+    forgotten = actions.add_parser(
+        "forgotten", help="read every row for what still tells of a user: forgotten DIR USER; exit code 1 if any does"
+    )
+    forgotten.add_argument("dir", type=Path, help="the memory directory")
+    forgotten.add_argument("user", help="who was forgotten")
+    forgotten.set_defaults(run=_forgotten)
     verify.add_argument(
         "--anchor", metavar="SEQ:HASH", default="", help="an earlier `vault log --head`: it must still be in the log"
     )
@@ -205,6 +211,17 @@ def _verify(args: argparse.Namespace) -> int:
         progress.add_task("audit log", total=None)
         problems, head = vault.verify_log(args.anchor), vault.log_head()
     return _told(problems, f"{args.dir}: the audit log is whole; its head is {head}")
+
+
+def _forgotten(args: argparse.Namespace) -> int:
+    from memos_vllm.vault import Vault
+
+    with _progress() as progress, Vault.open(args.dir, readonly=True) as vault:
+        progress.add_task("rows", total=None)
+        traces = vault.traces_anywhere(args.user)
+    return _told(
+        [f"{database}: {count:,}" for database, count in traces.items()], f"{args.dir}: no row tells of {args.user!r}"
+    )
 
 
 def _told(problems: list[str], sound: str) -> int:

@@ -32,7 +32,7 @@ from memos_vllm.cube import (
     completed,
     timestamp,
 )
-from memos_vllm.errors import Conflict, MemosError, VaultUnavailable
+from memos_vllm.errors import Conflict, Forgotten, MemosError, VaultUnavailable
 from memos_vllm.reader import Action, Add, Draft, MemReader, RuleReader, Skip, Spoken, Update, reconcile
 from memos_vllm.reader.about import about
 from memos_vllm.retrieval.base import Operator
@@ -97,7 +97,7 @@ class Turn:
     user: str
     spoken: tuple[Spoken, ...]
     form: MemoryForm
-    heard: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.time)
 
 
 class Store(Protocol):
@@ -106,7 +106,7 @@ class Store(Protocol):
     @property
     def operator(self) -> Operator: ...
 
-    def pipeline(self, steps: Sequence[Step], actor: str) -> list[MemCube]:
+    def pipeline(self, steps: Sequence[Step], actor: str, *, since: float | None = None) -> list[MemCube]:
         """See `Vault.pipeline`."""
         ...
 
@@ -120,9 +120,10 @@ class MemoryWriter:
     def remember(self, user: str, spoken: Sequence[Spoken], form: MemoryForm) -> list[Written]:
         """Store what the user's messages tell, all or none, as the user's; what is known already is left alone.
 
-        Raises MemosError.
+        Raises MemosError; Forgotten where the user's memories were all deleted meanwhile.
         """
-        return self.store(user, self.read(user, spoken, form), form)
+        since = time.time()
+        return self.store(user, self.read(user, spoken, form), form, since)
 
     def read(
         self, user: str, spoken: Sequence[Spoken], form: MemoryForm, reader: MemReader | None = None
@@ -131,13 +132,13 @@ class MemoryWriter:
         at = form.at or datetime.now(UTC)
         return asyncio.run((reader or self.reader).read(spoken, owner=user, at=at, source=form.source))
 
-    def store(self, user: str, drafts: Sequence[Draft], form: MemoryForm) -> list[Written]:
+    def store(self, user: str, drafts: Sequence[Draft], form: MemoryForm, since: float) -> list[Written]:
         """Store drafts, all or none, against what is known. Raises MemosError; Conflict where others never let up."""
         for last in (False,) * (TRIES - 1) + (True,):
             known = self._similar(user, drafts)
             actions = reconcile(drafts, list(known.values()), at=form.at or datetime.now(UTC))
             try:
-                return self._apply(user, actions, known, form)
+                return self._apply(user, actions, known, form, since)
             except Conflict:
                 if last:
                     raise
@@ -157,11 +158,11 @@ class MemoryWriter:
         return found
 
     def _apply(
-        self, user: str, actions: Sequence[Action], known: dict[str, MemCube], form: MemoryForm
+        self, user: str, actions: Sequence[Action], known: dict[str, MemCube], form: MemoryForm, since: float
     ) -> list[Written]:
         changes = [action for action in actions if not isinstance(action, Skip)]
         steps = [_step(user, action, form) for action in changes]
-        cubes = self._store.pipeline(steps, user) if steps else []
+        cubes = self._store.pipeline(steps, user, since=since) if steps else []
         after = {cube.id: cube for cube in cubes}
         events: dict[str, Event] = {}
         for action in actions:
@@ -228,7 +229,7 @@ class TurnWriter:
 
     def forget(self, user: str) -> None:
         """Make no memories of what the user said until now. For any thread."""
-        now = time.monotonic()
+        now = time.time()
         with self._lock:
             self._forgotten = {name: at for name, at in self._forgotten.items() if now - at < LONGEST} | {user: now}
 
@@ -266,8 +267,10 @@ class TurnWriter:
             if self._is_forgotten(turn):
                 return "forgotten"
             try:
-                written = self.writer.store(turn.user, drafts, turn.form)
+                written = self.writer.store(turn.user, drafts, turn.form, turn.heard)
                 return "written" if any(one.event != "NONE" for one in written) else "nothing"
+            except Forgotten:
+                return "forgotten"
             except VaultUnavailable:
                 if attempt == TRIES - 1:
                     raise

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from memos_vllm.cube import MemCube
-from memos_vllm.vault import keys
+from memos_vllm.vault import keys, pseudonyms
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.records import Damaged, Event, Record, Usage, decode, encode
 from memos_vllm.vault.tables import load, store
@@ -44,9 +44,9 @@ def named_in(cube: MemCube) -> set[str]:
 
 
 def mention(txn: Txn, cube_id: str, owner: str, names: Iterable[str]) -> None:
-    """Note who is named in the rows of a cube; the row outlives the cube, as its events do."""
+    """Note who is named in the rows of a cube, and by a pseudonym who owns it; it outlives the cube, as events do."""
     for name in names:
-        txn.put("mentions", keys.of_principal(name, cube_id), keys.digest(owner))
+        txn.put("mentions", keys.of_principal(name, cube_id), pseudonyms.made(txn, owner))
 
 
 def schedule(txn: Txn, old: MemCube | None, new: MemCube | None) -> None:
@@ -76,8 +76,8 @@ def rebuild(txn: Txn) -> None:
     books = _Books(txn)
     for owner, held in books.usage.items():
         store(txn, "statistics", keys.digest(owner), held)
-    for key, owner_digest in books.mentions.items():
-        txn.put("mentions", key, owner_digest)
+    for key, owner in books.mentions.items():
+        txn.put("mentions", key, pseudonyms.made(txn, owner))
     for key in books.expiries:
         txn.put("expiries", key)
 
@@ -102,7 +102,7 @@ class _Books:
     """The books as they have to be. damaged: ids in records that do not decode; strict: raise Damaged for them."""
 
     def __init__(self, txn: Txn, *, strict: bool = True) -> None:
-        self.mentions: dict[bytes, bytes] = {}
+        self.mentions: dict[bytes, str] = {}
         self.expiries: set[bytes] = set()
         self.damaged: set[bytes] = set()
         self._cubes: Counter[str] = Counter()
@@ -140,7 +140,7 @@ class _Books:
         for cube_id, names in self._names.items():
             owner = self._owners.get(cube_id, "")
             for name in names - {owner if cube_id in self._alive else "", ""}:
-                self.mentions[keys.of_principal(name, cube_id)] = keys.digest(owner)
+                self.mentions[keys.of_principal(name, cube_id)] = owner
 
 
 def _readable(txn: Txn, database: str, kind: type[Record]) -> Iterator[tuple[bytes, Record]]:

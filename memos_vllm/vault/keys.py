@@ -24,7 +24,7 @@
     audit           sequence                 8             hash-chained log
     audit_owners    principal + sequence     16 + 8        log entries about an owner's cubes
     pseudonyms      principal                16            what stands for a principal in the log
-    names           pseudonym                16            the principal a pseudonym stands for
+    names           pseudonym                16            salt, and the principal a pseudonym stands for
     registry        kind + name              16 + 16       small typed rows: keys, groups, quotas
     meta            name                     any           facts about the vault itself
 

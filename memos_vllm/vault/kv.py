@@ -8,7 +8,7 @@ import msgspec
 
 from memos_vllm.cube import MemCube, checked_id
 from memos_vllm.errors import BadInput, Conflict, NotFound
-from memos_vllm.vault import folder, manifest, tables
+from memos_vllm.vault import folder, forgotten, manifest, tables
 from memos_vllm.vault.base import Opened
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.records import KVRecord, Uses
@@ -21,11 +21,13 @@ class KVManifest(Opened):
 
     _known: tuple[int, frozenset[str]] | None = None
 
-    def put_kv(self, record: KVRecord) -> None:
+    def put_kv(self, record: KVRecord, *, since: float | None = None) -> None:
         """Commit KV files that lie at their path already to the manifest.
 
-        They are pinned where their cube is. Raises NotFound where the cube is gone or has a newer version (unlink the
-        files then), Conflict where it has another owner or the file is missing, BadInput where the path leaves `kv/`.
+        They are pinned where their cube is. since: when they were asked for (Unix seconds), for those of no cube.
+        Raises NotFound where the cube is gone or has a newer version, Forgotten where the owner was forgotten since
+        (unlink the files then), Conflict where it has another owner or the file is missing, BadInput where the path
+        leaves `kv/`.
         """
         _check_path(record.path)
 
@@ -35,6 +37,8 @@ class KVManifest(Opened):
                 cube = tables.newest(txn, record.cube_id)
                 _check_cube(cube, record)
                 pinned = manifest.is_pinned(cube)
+            elif record.owner and since is not None:
+                forgotten.check(txn, record.owner, since)
             if not (self.path / record.path).exists():
                 raise Conflict(f"There is no KV file {record.path}; write it first.")
             manifest.put(txn, msgspec.structs.replace(record, pinned=pinned))

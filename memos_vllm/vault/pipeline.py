@@ -7,7 +7,7 @@ import msgspec
 
 from memos_vllm.cube import Grant, MemCube, Namespace, Right, Scalar, State
 from memos_vllm.errors import BadInput
-from memos_vllm.vault import audit, changes, states, versions
+from memos_vllm.vault import audit, changes, forgotten, states, versions
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.tables import newest
@@ -90,16 +90,21 @@ Permit: TypeAlias = Callable[[MemCube, Step], None]
 class Pipelines(KVManifest):
     """The part of a vault that runs pipelines."""
 
-    def pipeline(self, steps: Sequence[Step], *, actor: str, permit: Permit | None = None) -> list[MemCube]:
+    def pipeline(
+        self, steps: Sequence[Step], *, actor: str, permit: Permit | None = None, since: float | None = None
+    ) -> list[MemCube]:
         """Apply steps in order, in one transaction, and return the cube that each has left; a deleted one as it was.
 
         permit: asked about each cube that a step touches, as it is before that step, inside the transaction.
+        since: when the actor asked for it (Unix seconds); raises Forgotten where their memories were deleted since.
         Raises what the steps and `permit` raise, BadInput for a list that is no pipeline; then nothing was done.
         """
         if not 1 <= len(steps) <= MAX_STEPS:
             raise BadInput(f"A pipeline has 1 to {MAX_STEPS} steps, not {len(steps)}.")
 
         def work(txn: Txn) -> list[MemCube]:
+            if since is not None:
+                forgotten.check(txn, actor, since)
             run = _Run(txn, actor, permit)
             for step in steps:
                 run.apply(step)

@@ -133,11 +133,16 @@ def drop_all(txn: Txn, owner: str) -> int:
     return len(dropped)
 
 
-def strike(txn: Txn, cube: MemCube) -> None:
-    """Remove a cube's copies from its owner's snapshots."""
-    for key in [key for key, _ in copies_of(txn, keys.digest(cube.owner), cube.id)]:
-        books.drop_cube(txn, "snapshot_cubes", key, cube.owner)
-        recount(txn, key[: -keys.ID_BYTES])
+def strike(txn: Txn, cubes: Iterable[MemCube]) -> int:
+    """Remove the copies of cubes from their owners' snapshots; returns how many there were."""
+    struck = []
+    for cube in cubes:
+        places = [key for key, _ in copies_of(txn, keys.digest(cube.owner), cube.id)]
+        for key in places:
+            books.drop_cube(txn, "snapshot_cubes", key, cube.owner)
+        struck += places
+    recount(txn, struck)
+    return len(struck)
 
 
 def copies_of(txn: Txn, owner_digest: bytes, cube_id: str) -> Iterator[tuple[bytes, MemCube]]:
@@ -149,12 +154,13 @@ def copies_of(txn: Txn, owner_digest: bytes, cube_id: str) -> Iterator[tuple[byt
             yield key, copy
 
 
-def recount(txn: Txn, key: bytes) -> None:
-    """Let a snapshot's row say what it holds, after a copy changed."""
-    snapshot = load(txn, "snapshots", key, Snapshot)
-    if snapshot is not None:
-        count, size = _size(txn, key)
-        store(txn, "snapshots", key, msgspec.structs.replace(snapshot, cubes=count, bytes=size))
+def recount(txn: Txn, copies: Iterable[bytes]) -> None:
+    """Let the rows of snapshots say what they hold, after these copies changed; it reads each snapshot once."""
+    for key in {copy[: -keys.ID_BYTES] for copy in copies}:
+        snapshot = load(txn, "snapshots", key, Snapshot)
+        if snapshot is not None:
+            count, size = _size(txn, key)
+            store(txn, "snapshots", key, msgspec.structs.replace(snapshot, cubes=count, bytes=size))
 
 
 def problems(txn: Txn) -> Iterator[str]:

@@ -11,6 +11,7 @@ from memos_vllm.vault import (
     books,
     changes,
     folder,
+    forgotten,
     keys,
     manifest,
     migrations,
@@ -264,6 +265,7 @@ class Vault(TimeMachine, Pipelines, Forgetting, VerifiedLog, Registry, Searchabl
         """
 
         def find(txn: Txn) -> tuple[Cubes, KVRecords]:
+            forgotten.note(txn, owner, whole=False)
             return list(tables.cubes_under(txn, "owners", owner)), manifest.pieces_of(txn, owner)
 
         return self._delete(find, actor, snapshots)
@@ -380,8 +382,8 @@ class Vault(TimeMachine, Pipelines, Forgetting, VerifiedLog, Registry, Searchabl
             gone = manifest.doom_all(txn, pieces)
             for cube in cubes:
                 gone += [record.key for record in changes.remove(txn, cube, actor)]
-                if with_snapshots:
-                    snapshots.strike(txn, cube)
+            if with_snapshots:
+                snapshots.strike(txn, cubes)
             return len(cubes), gone
 
         deleted = self._change(work, frees=True)

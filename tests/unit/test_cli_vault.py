@@ -105,6 +105,13 @@ def test_verify(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "verify", path, code=1) == "audit entry 1: changed, its hash differs\n"
 
 
+def test_forgotten(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cubes: 2\n" in said(capsys, "forgotten", path, "maya", code=1)
+    with Vault.open(path) as vault:
+        vault.forget("maya", actor="ops")
+    assert said(capsys, "forgotten", path, "maya") == f"{path}: no row tells of 'maya'\n"
+
+
 def test_a_folder_without_a_vault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for action in ("stats", "check", "log", "verify"):
         assert "There is no vault in" in said(capsys, action, tmp_path, code=2)

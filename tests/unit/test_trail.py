@@ -68,6 +68,15 @@ def test_a_forgotten_users_accesses_are_not_written(vault: Vault) -> None:
     assert sum(vault.traces_of("bo").values()) == 0
 
 
+def test_nor_are_those_of_a_user_whom_another_process_forgot(vault: Vault) -> None:
+    cube, trail = remember(vault), AccessTrail(vault, "access")
+    trail.note("bo", "read", target=cube.id, owner="maya")
+    trail.note("cy", "read", target=cube.id, owner="maya")
+    vault.forget("bo", actor="bo")
+    trail.flush()
+    assert [actor for actor, *_ in accesses(vault)] == ["cy"] and vault.traces_anywhere("bo") == {}
+
+
 def test_what_cannot_be_written_waits(vault: Vault, tmp_path: Path) -> None:
     cube = remember(vault)
     closed = Vault.open(tmp_path / "memory", readonly=True)

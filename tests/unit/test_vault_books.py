@@ -48,7 +48,7 @@ def test_books_can_be_made_anew(vault: Vault) -> None:
     assert vault.check() == [] and vault.forget("maya", actor="admin").cubes == 1
     for name in ("maya", "cy"):
         vault.forget(name, actor="admin")
-        assert vault.traces_of(name) == {}
+        assert vault.traces_of(name) == {} == vault.traces_anywhere(name)
 
 
 @pytest.mark.parametrize("database", BOOKS)

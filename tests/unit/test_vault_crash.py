@@ -128,7 +128,7 @@ def test_acknowledged_writes_survive_sigkill(tmp_path: Path) -> None:
                 assert {} in differences, (number, lines[-1:], differences)
                 assert vault.verify_log(acknowledged.head) == []
                 if acknowledged.forgotten and pending is acknowledged:
-                    assert vault.traces_of(acknowledged.forgotten) == {}
+                    assert vault.traces_anywhere(acknowledged.forgotten) == {}
                 calls += acknowledged.calls - told[name].calls
                 held.head, held.calls = acknowledged.head, acknowledged.calls
                 told[name] = held

@@ -260,7 +260,7 @@ class VaultMachine(RuleBasedStateMachine):
     @invariant()
     def the_forgotten_leave_no_trace(self) -> None:
         for principal in self.forgotten:
-            assert self.vault.traces_of(principal) == {}
+            assert self.vault.traces_of(principal) == {} == self.vault.traces_anywhere(principal)
 
     @invariant()
     def the_vault_is_sound(self) -> None:
