@@ -265,14 +265,17 @@ class MemoryService:
         self.written([cube])
         return cube
 
-    def delete(self, cube_id: str, actor: str) -> None:
-        """Delete a cube with all its K/V. Raises MemosError."""
-        self._forget(self.vault.delete(cube_id, actor=actor), "deleted")
+    def delete(self, cube_id: str, actor: str, *, snapshots: bool = False) -> None:
+        """Delete a cube with all its K/V. snapshots: and its copies in snapshots. Raises MemosError."""
+        self._forget(self.vault.delete(cube_id, actor=actor, snapshots=snapshots), "deleted")
 
-    def delete_owner(self, owner: str) -> int:
-        """Delete all cubes of an owner, with all K/V made for them; returns how many cubes. Raises MemosError."""
+    def delete_owner(self, owner: str, *, snapshots: bool = False) -> int:
+        """Delete all cubes of an owner, with all K/V made for them; returns how many cubes. Raises MemosError.
+
+        snapshots: and their copies in snapshots.
+        """
         self._drop_waiting(owner)
-        count, keys = self.vault.delete_owner(owner, actor=owner)
+        count, keys = self.vault.delete_owner(owner, actor=owner, snapshots=snapshots)
         self._forget(keys, "deleted")
         self._drop_waiting(owner)
         return count

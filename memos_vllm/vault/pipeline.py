@@ -7,7 +7,7 @@ import msgspec
 
 from memos_vllm.cube import Grant, MemCube, Namespace, Right, Scalar, State
 from memos_vllm.errors import BadInput
-from memos_vllm.vault import audit, changes, forgotten, states, versions
+from memos_vllm.vault import audit, changes, forgotten, snapshots, states, versions
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.tables import newest
@@ -54,16 +54,17 @@ class TransferStep(_Step, frozen=True, tag="transfer"):
 
 
 class PurifyStep(_Step, frozen=True, tag="purify"):
-    """Make a cleaned text the next version of a cube, and remove the versions before it."""
+    """Make a cleaned text the next version of a cube, remove those before it, and clean its copies in snapshots."""
 
     id: str
     text: str
 
 
 class DeleteStep(_Step, frozen=True, tag="delete"):
-    """Remove a cube."""
+    """Remove a cube. snapshots: and its copies in its owner's snapshots, which could bring it back."""
 
     id: str
+    snapshots: bool = False
 
 
 class GrantStep(_Step, frozen=True, tag="grant"):
@@ -138,6 +139,8 @@ class _Run:
             case DeleteStep():
                 cube = self._found(step.id, step)
                 changes.remove(self._txn, cube, self._actor)
+                if step.snapshots:
+                    snapshots.strike(self._txn, [cube])
             case GrantStep():
                 cube = self._grant(step)
             case TransitionStep():
@@ -162,6 +165,8 @@ class _Run:
             fields = versions.given_fields(happened=step.happened, tags=step.tags)
             new = versions.following(old, step.text, self._actor, step.operation, metadata=step.metadata, **fields)
         changes.supersede(self._txn, old, new, self._actor)
+        if new.header.operation == "purify":
+            snapshots.purify(self._txn, new)
         return new
 
     def _merge(self, step: MergeStep) -> MemCube:

@@ -3,13 +3,15 @@
 A snapshot holds copies, so it brings back cubes that were deleted since; it goes with its owner, and when dropped.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import msgspec
 
 from memos_vllm.cube import MAX_PRINCIPAL_CHARS, MemCube, Namespace, State, completed, now, timestamp
 from memos_vllm.errors import BadInput, Conflict, NotFound
 from memos_vllm.vault import audit, books, changes, keys, states, versions
+from memos_vllm.vault.base import SLICE
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.records import Snapshot
@@ -86,6 +88,15 @@ class TimeMachine(KVManifest):
         self._bury()
         return restored
 
+    def copies_of(self, cubes: Sequence[MemCube]) -> int:
+        """How many copies of cubes, which may be deleted, lie in their owners' snapshots."""
+
+        def held(part: Sequence[MemCube], txn: Txn) -> int:
+            return sum(1 for cube in part for _ in copies_of(txn, keys.digest(cube.owner), cube.id))
+
+        parts = (cubes[first : first + SLICE] for first in range(0, len(cubes), SLICE))
+        return sum(self._env.read(partial(held, part)) for part in parts)
+
     def as_of(self, owner: str, at: str, *, namespace: Namespace | None = None) -> list[MemCube]:
         """An owner's cubes in the versions that were newest at a time, oldest cube first.
 
@@ -143,6 +154,15 @@ def strike(txn: Txn, cubes: Iterable[MemCube]) -> int:
         struck += places
     recount(txn, struck)
     return len(struck)
+
+
+def purify(txn: Txn, cube: MemCube) -> None:
+    """Let the copies of a cube in its owner's snapshots have its present content, and keep the state that they had."""
+    copies = list(copies_of(txn, keys.digest(cube.owner), cube.id))
+    for key, copy in copies:
+        header = msgspec.structs.replace(cube.header, state=copy.header.state)
+        books.put_cube(txn, "snapshot_cubes", key, MemCube(header, cube.payload))
+    recount(txn, [key for key, _ in copies])
 
 
 def copies_of(txn: Txn, owner_digest: bytes, cube_id: str) -> Iterator[tuple[bytes, MemCube]]:

@@ -126,8 +126,8 @@ class Vault(TimeMachine, Pipelines, Forgetting, VerifiedLog, Registry, Searchabl
     ) -> MemCube:
         """Store and return the next version of a cube; K/V of another text go with it.
 
-        operation: `overwrite` the text; `append` a line; `merge` the lines that it lacks; `purify`: overwrite it and
-        remove the versions before.
+        operation: `overwrite` the text; `append` a line; `merge` the lines that it lacks; `purify`: overwrite it,
+        remove the versions before, and let copies in snapshots have the new text.
         metadata: these keys replace those of the same name; happened, tags, expires: None leaves them as they are.
         expires: "" takes it away. expect: the version that the caller saw.
         Raises NotFound, BadInput, TooLarge, Conflict.
@@ -139,6 +139,8 @@ class Vault(TimeMachine, Pipelines, Forgetting, VerifiedLog, Registry, Searchabl
             versions.check_seen(old, expect)
             new = versions.following(old, text, actor, operation, metadata=metadata, **fields)
             changes.supersede(txn, old, new, actor)
+            if operation == "purify":
+                snapshots.purify(txn, new)
             return new
 
         updated = self._change(work)

@@ -239,7 +239,7 @@ def test_a_name_that_was_changed_is_found(env: Environment) -> None:
     assert sorted(problems(env)) == sorted(
         f"names {pseudonym.hex()}: changed, it does not make its pseudonym" for pseudonym in (one, other)
     )
-    env.write(lambda txn: [txn.put("names", key, value) for key, value in kept.items()])
+    env.write(lambda txn: txn.put_dups("names", list(kept.items())))
     env.write(lambda txn: txn.put("names", one, kept[one][:-1] + b"?"))
     assert problems(env) == [f"names {one.hex()}: changed, it does not make its pseudonym"]
     env.write(lambda txn: txn.delete("names", one))

@@ -11,6 +11,7 @@ from memos_vllm.cube import MemCube
 from memos_vllm.errors import Forgotten, NotFound
 from memos_vllm.vault import LogQuery, Usage, Vault, forgotten, keys, snapshots
 from memos_vllm.vault.audit import Noted
+from memos_vllm.vault.env import Txn
 from memos_vllm.vault.pipeline import AddStep, TransferStep
 from tests.unit.vault_cases import add, kv_for, texts
 
@@ -143,7 +144,12 @@ def test_forgetting_reads_each_snapshot_once(vault: Vault, monkeypatch: pytest.M
     vault.snapshot("bo", "many", actor="bo")
     sized: list[bytes] = []
     size = snapshots._size
-    monkeypatch.setattr(snapshots, "_size", lambda txn, key: sized.append(key) or size(txn, key))
+
+    def counting(txn: Txn, key: bytes) -> tuple[int, int]:
+        sized.append(key)
+        return size(txn, key)
+
+    monkeypatch.setattr(snapshots, "_size", counting)
     vault.forget(SECRET, actor="admin")
     assert len(sized) == 2
 
