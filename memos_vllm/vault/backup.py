@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from memos_vllm.errors import BackupFailed
-from memos_vllm.vault import audit, chain, folder, keys, manifest
+from memos_vllm.vault import audit, chain, folder, keys, manifest, migrations
 from memos_vllm.vault.base import Opened
 from memos_vllm.vault.check import problems_in
 from memos_vllm.vault.env import Environment, Txn, sync
@@ -129,6 +129,7 @@ def _completed(partial: Path, source: Path | None, progress: Progress, *, actor:
     (partial / folder.KV).mkdir(mode=0o700)
     env = Environment(partial / folder.VAULT, readonly=False, map_bytes=_MAP_BYTES, max_bytes=None)
     try:
+        migrations.refresh(env)
         rows = env.read(manifest.rows)
         missing = _copy_kv(rows, source, partial, progress) if source else rows
         env.write(lambda txn: _drop(txn, missing))

@@ -10,7 +10,7 @@ from memos_vllm.cube import MemCube
 from memos_vllm.vault import keys, pseudonyms
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.records import Damaged, Event, Record, Usage, decode, encode
-from memos_vllm.vault.tables import load, store
+from memos_vllm.vault.tables import decoded, load, store
 
 CUBE_DATABASES = ("cubes", "versions", "snapshot_cubes")
 _ID = slice(-keys.ID_BYTES, None)
@@ -20,7 +20,8 @@ def put_cube(txn: Txn, database: str, key: bytes, cube: MemCube) -> None:
     """Store a cube in one of CUBE_DATABASES; its size counts as its owner's."""
     stored, before = encode(cube, database, key), txn.get(database, key)
     txn.put(database, key, stored)
-    _charge(txn, cube.owner, database == "cubes" and before is None, len(stored) - len(before or b""))
+    size = len(stored) * _weight(database, cube) - (_size(database, key, before) if before else 0)
+    _charge(txn, cube.owner, database == "cubes" and before is None, size)
     mention(txn, cube.id, cube.owner, named_in(cube))
 
 
@@ -30,8 +31,19 @@ def drop_cube(txn: Txn, database: str, key: bytes, owner: str) -> bool:
     if stored is None:
         return False
     txn.delete(database, key)
-    _charge(txn, owner, -(database == "cubes"), -len(stored))
+    _charge(txn, owner, -(database == "cubes"), -_size(database, key, stored))
     return True
+
+
+def _weight(database: str, cube: MemCube) -> int:
+    """How often a record counts: a present cube once more for each grant, whose holder has index rows of it."""
+    return 1 + len(cube.header.access) if database == "cubes" else 1
+
+
+def _size(database: str, key: bytes, stored: bytes) -> int:
+    if database != "cubes":
+        return len(stored)
+    return len(stored) * _weight(database, decoded(stored, MemCube, database, key))
 
 
 def usage(txn: Txn, owner: str) -> Usage:
@@ -127,7 +139,7 @@ class _Books:
         return {owner: Usage(self._cubes[owner], size) for owner, size in self._bytes.items()}
 
     def _enter(self, database: str, cube: MemCube, size: int) -> None:
-        self._bytes[cube.owner] += size
+        self._bytes[cube.owner] += size * _weight(database, cube)
         self._names[cube.id] |= named_in(cube)
         self._owners[cube.id] = cube.owner
         if database == "cubes":

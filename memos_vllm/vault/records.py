@@ -89,7 +89,11 @@ class Uses(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What an owner's cubes take up. bytes: of stored cubes with their older versions and the copies in snapshots."""
+    """What an owner's cubes take up.
+
+    bytes: of stored cubes with their older versions and the copies in snapshots; a cube counts once more for each
+    grant, for what it adds to the search index of whom it is shared with.
+    """
 
     cubes: int = 0
     bytes: int = 0

@@ -209,6 +209,18 @@ def test_restore_of_an_older_schema_migrates_the_copy(path: Path, target: Path) 
         assert vault.check() == [] and vault.get(schema1.TEA).text == "Maya drinks green tea"
 
 
+def test_a_backup_with_another_version_of_the_index_is_restored(path: Path, target: Path, tmp_path: Path) -> None:
+    filled(path)
+    with Vault.open(path) as vault:
+        vault.backup(target, actor="ops")
+    with Vault.open(target) as vault:
+        vault._env.write(lambda txn: txn.put("meta", b"index format", bytes(4)))
+        vault._env.write(lambda txn: txn.clear("statistics"))
+    restore(target, tmp_path / "new", actor="ops")
+    with Vault.open(tmp_path / "new") as vault:
+        assert vault.check() == [] and vault.usage("maya").cubes == 2
+
+
 def test_what_is_no_backup_is_refused(path: Path, target: Path) -> None:
     with pytest.raises(NotAVault, match="no vault"):
         restore(target, path, actor="ops")
