@@ -104,10 +104,11 @@ def _check(args: argparse.Namespace) -> int:
     from memos_vllm.vault import Vault
 
     with _progress() as progress:
-        task = progress.add_task("open", total=None)
-        with Vault.open(args.dir, readonly=True) as vault:
-            problems = vault.check(lambda part: progress.update(task, description=part))
-    problems += _page_problems(args.dir)
+        task = progress.add_task("pages", total=None)
+        problems = _page_problems(args.dir)
+        if not problems:  # LMDB would end the process over them
+            with Vault.open(args.dir, readonly=True) as vault:
+                problems = vault.check(lambda part: progress.update(task, description=part))
     return _told(problems, f"{args.dir}: no problems")
 
 

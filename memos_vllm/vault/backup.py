@@ -23,6 +23,8 @@ from memos_vllm.vault.lock import Use
 from memos_vllm.vault.records import KVRecord
 
 _MAP_BYTES = 64 << 20
+_UNFINISHED = "unfinished"
+"""A folder in each copy until it gets its name, locked by who makes it: another one is removed by the next backup."""
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, and how much there is (0: unknown)."""
@@ -88,7 +90,7 @@ def compact(path: Path, *, actor: str) -> tuple[int, int]:
     """
     path = Path(path).absolute()
     folder.prepare(path, readonly=False, create=False)
-    spare = path / "vault.compact"
+    spare = path / folder.SPARE
     shutil.rmtree(spare, ignore_errors=True)
     env = Environment(path / folder.VAULT, readonly=False, map_bytes=_MAP_BYTES, max_bytes=None, alone=True)
     try:
@@ -112,16 +114,26 @@ def _appearing(target: Path, source: Path) -> Iterator[Path]:
     if source == target or source in target.parents:
         raise BackupFailed(f"{target} lies inside {source}; name a folder elsewhere.")
     partial = target.parent / f".{target.name}.partial"
+    held = None
     try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in target.parent.glob(".*.partial"):
+            if (left / _UNFINISHED).is_dir():
+                folder.remove_unused(left, used=left / _UNFINISHED)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(mode=0o700, parents=True)
+        (partial / _UNFINISHED).mkdir(mode=0o700, parents=True)
+        partial.chmod(0o700)
+        held = Use(partial / _UNFINISHED, alone=False)
         yield partial
+        (partial / _UNFINISHED).rmdir()
         partial.rename(target)
         sync(target.parent)
     except OSError as error:
         raise BackupFailed(f"Cannot write {target}: {error.strerror or error}; nothing was left there.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if held is not None:
+            held.end()
 
 
 def _completed(partial: Path, source: Path | None, progress: Progress, *, actor: str = "") -> Copied:

@@ -24,7 +24,7 @@ from memos_vllm.vault import (
 from memos_vllm.vault.backup import Keeper
 from memos_vllm.vault.base import SLICE
 from memos_vllm.vault.chain import VerifiedLog
-from memos_vllm.vault.check import Tell, problems_in
+from memos_vllm.vault.check import Tell, file_problems, problems_in, row_problems
 from memos_vllm.vault.env import Environment, Txn, acquire, release
 from memos_vllm.vault.forgetting import Forgetting
 from memos_vllm.vault.pipeline import Pipelines
@@ -353,8 +353,14 @@ class Vault(TimeMachine, Pipelines, Forgetting, VerifiedLog, Registry, Searchabl
         Pages of the data file, then each record's checksum, index rows against cubes, manifest against cubes and files.
         """
         if self.readonly:
-            return self._env.read(lambda txn: problems_in(txn, self.path, tell))
+            found = self._env.read(lambda txn: row_problems(txn, tell))
+            files = self._env.read(self._file_problems)
+            still = set(self._env.read(self._file_problems)) if files else set()
+            return [*found, *(line for line in files if line in still)]
         return self._env.write(lambda txn: self._env.problems() or problems_in(txn, self.path, tell))
+
+    def _file_problems(self, txn: Txn) -> Problems:
+        return file_problems(txn, self.path)
 
     def stats(self) -> dict[str, int]:
         """Numbers of rows, and bytes of KV files, pages in use and map (`max_bytes` 0: no limit)."""
