@@ -138,6 +138,9 @@ def _restore(args: argparse.Namespace) -> int:
 
     with _progress() as progress:
         copied = restore(args.backup, args.dir, actor=_operator(), progress=_shown(progress))
+    Console(stderr=True, soft_wrap=True).print(
+        "It is as it was then: what was deleted, forgotten or revoked since is back, API keys included.", style="yellow"
+    )
     return _copied(copied, f"{args.backup} → {args.dir}")
 
 

@@ -6,6 +6,7 @@ until there is none and keeps new ones out.
 """
 
 import errno
+import logging
 import mmap
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import lmdb
 import lmdb.verify
 
-from memos_vllm.errors import NotAVault, StartError, VaultFull, VaultUnavailable, VaultUnwritable
+from memos_vllm.errors import MemosError, NotAVault, StartError, VaultFull, VaultUnavailable, VaultUnwritable
 from memos_vllm.vault import meta
 from memos_vllm.vault.gate import Gate
 from memos_vllm.vault.keys import DATABASES, DUPSORT
@@ -28,6 +29,8 @@ from memos_vllm.vault.together import Together
 from memos_vllm.vault.txn import RawTxn, Txn
 
 __all__ = ["Environment", "Txn", "acquire", "page_problems", "release", "sync"]
+
+log = logging.getLogger(__name__)
 
 MAX_READERS = 512
 _VERIFY_BYTES = 64 << 20  # one to two seconds
@@ -95,10 +98,17 @@ class Environment:
         """
         with self._writer:
             outcome = self._run(lambda txn: self._outcome(work, Txn(txn, self._databases)), write=True, frees=frees)
+            self._tidy(frees)
+        return outcome()
+
+    def _tidy(self, frees: bool) -> None:
+        """After a write, which stands: what fails here is tried again after the next one."""
+        try:
             self._give_back_spare()
             if frees:
                 self._reserve.fill()
-        return outcome()
+        except (MemosError, OSError) as error:
+            log.warning("The vault in %s stays larger than it should for now: %s", self.folder, error)
 
     def _outcome(self, work: Callable[[Txn], Result], txn: Txn) -> Callable[[], Result]:
         """What a caller of `work` is to get. What it raises before it has written anything calls for no abort."""

@@ -2,18 +2,22 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from memos_vllm.cube import MemCube, checked_id
-from memos_vllm.errors import BadInput, Conflict, NotFound
-from memos_vllm.vault import folder, forgotten, manifest, tables
+from memos_vllm.errors import BadInput, Conflict, MemosError, NotFound
+from memos_vllm.vault import folder, forgotten, keys, manifest, tables
 from memos_vllm.vault.base import Opened
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.records import KVRecord, Uses
 
 log = logging.getLogger(__name__)
+
+_BURIED = 64
+"""Rows whose files one transaction unlinks, while other writes wait."""
 
 
 class KVManifest(Opened):
@@ -114,15 +118,23 @@ class KVManifest(Opened):
         return self._env.read(lambda txn: {cube_id: tables.uses_of(txn, checked_id(cube_id)) for cube_id in ids})
 
     def _bury(self) -> None:
-        """Unlink the KV files of removed rows, inside the transaction that forgets them: `put_kv` cannot interleave."""
+        """Unlink the KV files of removed rows, inside the transaction that forgets them: `put_kv` cannot interleave.
 
-        def work(txn: Txn) -> None:
-            for record in manifest.rows(txn, "doomed"):
-                if all(map(_unlinked, folder.kv_files(self.path, record))):
+        The removal of the rows is on disk already: what fails here is logged, and tried again at the next chance.
+        """
+
+        def work(rows: list[KVRecord], txn: Txn) -> None:
+            for record in rows:
+                stored = txn.get("doomed", keys.digest(record.key)) is not None
+                if stored and all(map(_unlinked, folder.kv_files(self.path, record))):
                     manifest.forget(txn, record)
 
-        if self._env.read(lambda txn: txn.count("doomed")):
-            self._env.write(work, frees=True)
+        try:
+            doomed = self._env.read(lambda txn: manifest.rows(txn, "doomed") if txn.count("doomed") else [])
+            for first in range(0, len(doomed), _BURIED):
+                self._env.write(partial(work, doomed[first : first + _BURIED]), frees=True)
+        except MemosError as error:
+            log.error("KV files of removed rows stay for now: %s", error)
 
 
 def _unlinked(file: Path) -> bool:

@@ -170,7 +170,7 @@ class _Run:
         return new
 
     def _merge(self, step: MergeStep) -> MemCube:
-        cubes = [self._found(cube_id, step) for cube_id in step.ids]
+        cubes = [self._found(cube_id, step) for cube_id in dict.fromkeys(map(self._resolved, step.ids))]
         new = versions.merged(cubes, step.text, self._actor)
         for cube in cubes:
             states.check_transition(cube.header.state, "merged")
