@@ -37,7 +37,9 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     backup = actions.add_parser("backup", help="copy the vault, checked, while it is in use: backup DIR TARGET")
     restore = actions.add_parser("restore", help="make a new memory directory of a backup: restore BACKUP DIR")
     compact = actions.add_parser("compact", help="give free pages back to the disk; the server has to be stopped")
-    reindex = actions.add_parser("reindex", help="make the search index anew from the memories")
+    reindex = actions.add_parser(
+        "reindex", help="make the search index anew from the memories; writes wait until it is done"
+    )
     log = actions.add_parser("log", help="print the audit log: who did what, when")
     verify = actions.add_parser("verify", help="check the hash chain of the audit log; exit code 1 if it is broken")
     runs = {stats: _stats, check: _check, compact: _compact, reindex: _reindex, log: _log, verify: _verify}

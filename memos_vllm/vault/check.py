@@ -1,7 +1,7 @@
 """Consistency of a vault: every record decodes, and tables, index, books, log, manifest and KV files agree.
 
-Records are read one by one and their rows looked up, so that a vault of any size is checked in little memory. Rows too
-many are looked for one by one only where the numbers of rows do not add up.
+Records are read one by one and their rows looked up; names and ids of all memories are held in memory meanwhile. Rows
+too many are looked for one by one only where the numbers of rows do not add up.
 """
 
 import time
