@@ -44,7 +44,7 @@ def _export(args: argparse.Namespace) -> int:
     from memos_vllm.vault import Vault
 
     clearance = None if args.clearance is None else frozenset(tags(args.clearance))
-    with Vault.open(args.dir) as vault, _output(args.output) as file:
+    with Vault.open(args.dir, create=False) as vault, _output(args.output) as file:
         number, cubes = export(
             vault,
             checked_user(args.user),

@@ -61,7 +61,9 @@ def add_key_parser(parser: argparse.ArgumentParser) -> None:
 def add_group_parser(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     add = actions.add_parser("add", help="put users into a group: add DIR GROUP USER …")
-    remove = actions.add_parser("remove", help="take users out of a group; where none are named, remove it")
+    remove = actions.add_parser(
+        "remove", help="take users out of a group; where none are named remove it, with every right it has"
+    )
     listing = actions.add_parser("list", help="print the groups and who is in them")
     for action, run in ((add, _add_members), (remove, _remove_members), (listing, _list_groups)):
         action.add_argument("dir", type=Path, help="the memory directory")
@@ -92,8 +94,11 @@ def add_quota_parser(parser: argparse.ArgumentParser) -> None:
 def _create(args: argparse.Namespace) -> int:
     from memos_vllm.governance import keys
     from memos_vllm.vault import Vault
+    from memos_vllm.vault.folder import MARKER
 
     clearance = None if args.clearance is None else tags(args.clearance)
+    if not (args.dir / MARKER).exists():
+        told(f"There is no memory directory {args.dir} yet: it is made.")
     with Vault.open(args.dir) as vault:
         first = not keys.required(vault)
         key_id, key = keys.create(
@@ -140,7 +145,7 @@ def _revoke(args: argparse.Namespace) -> int:
     from memos_vllm.governance import keys
     from memos_vllm.vault import Vault
 
-    with Vault.open(args.dir) as vault:
+    with Vault.open(args.dir, create=False) as vault:
         key = keys.revoke(vault, args.id, actor=operator())
     plain(f"Key {args.id} is worthless since {key.revoked[:19]}.")
     return 0
@@ -150,7 +155,7 @@ def _require(args: argparse.Namespace) -> int:
     from memos_vllm.governance import keys
     from memos_vllm.vault import Vault
 
-    with Vault.open(args.dir) as vault:
+    with Vault.open(args.dir, create=False) as vault:
         if args.needed == "on" and not any(key.state() == "live" for key in keys.listed(vault).values()):
             told("There is no live key in the vault: only keys of a key file will be let in.")
         keys.require(vault, args.needed == "on", actor=operator())
@@ -162,7 +167,7 @@ def _add_members(args: argparse.Namespace) -> int:
     from memos_vllm.governance import groups
     from memos_vllm.vault import Vault
 
-    with Vault.open(args.dir) as vault:
+    with Vault.open(args.dir, create=False) as vault:
         group = groups.add(vault, args.group, args.users, actor=operator())
     plain(f"{args.group}: {', '.join(group.members)}")
     return 0
@@ -172,7 +177,7 @@ def _remove_members(args: argparse.Namespace) -> int:
     from memos_vllm.governance import groups
     from memos_vllm.vault import Vault
 
-    with Vault.open(args.dir) as vault:
+    with Vault.open(args.dir, create=False) as vault:
         group = groups.remove(vault, args.group, args.users, actor=operator())
     plain(f"{args.group}: removed" if group is None else f"{args.group}: {', '.join(group.members) or 'nobody'}")
     return 0
@@ -202,7 +207,7 @@ def _set_quota(args: argparse.Namespace) -> int:
     limits = quota.Quota(args.cubes, args.mib, args.rps)
     if limits == quota.Quota():
         raise BadInput("Say which limit: --cubes, --mib or --rps.")
-    with Vault.open(args.dir) as vault:
+    with Vault.open(args.dir, create=False) as vault:
         quota.put(vault, args.user, limits, actor=operator())
     plain(f"{args.user}: {_shown(limits)}")
     return 0
@@ -212,7 +217,7 @@ def _clear_quota(args: argparse.Namespace) -> int:
     from memos_vllm.governance import quota
     from memos_vllm.vault import Vault
 
-    with Vault.open(args.dir) as vault:
+    with Vault.open(args.dir, create=False) as vault:
         cleared = quota.clear(vault, args.user, actor=operator())
     plain(f"{args.user}: {'the limits of the server hold again' if cleared else 'had no limits of their own'}")
     return 0

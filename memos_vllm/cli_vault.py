@@ -1,6 +1,6 @@
 """`memos-vllm vault`: look after a memory directory, mostly while a server goes on using it.
 
-Exit code 0: done, nothing wrong; 1: `check` or `verify` found faults; 2: an error, in one line on stderr.
+Exit code 0: done, nothing wrong; 1: `check`, `verify` or `forgotten` found something; 2: an error, one line on stderr.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     backup = actions.add_parser("backup", help="copy the vault, checked, while it is in use: backup DIR TARGET")
     restore = actions.add_parser("restore", help="make a new memory directory of a backup: restore BACKUP DIR")
     compact = actions.add_parser("compact", help="give free pages back to the disk; the server has to be stopped")
-    reindex = actions.add_parser("reindex", help="make the search index anew from the memories")
+    reindex = actions.add_parser(
+        "reindex", help="make the search index anew from the memories; writes wait until it is done"
+    )
     log = actions.add_parser("log", help="print the audit log: who did what, when")
     verify = actions.add_parser("verify", help="check the hash chain of the audit log; exit code 1 if it is broken")
     runs = {stats: _stats, check: _check, compact: _compact, reindex: _reindex, log: _log, verify: _verify}
@@ -48,6 +50,12 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     _add_backup(backup)
     _add_restore(restore)
     _add_log(log)
+    forgotten = actions.add_parser(
+        "forgotten", help="read every row for what still tells of a user: forgotten DIR USER; exit code 1 if any does"
+    )
+    forgotten.add_argument("dir", type=Path, help="the memory directory")
+    forgotten.add_argument("user", help="who was forgotten")
+    forgotten.set_defaults(run=_forgotten)
     verify.add_argument(
         "--anchor", metavar="SEQ:HASH", default="", help="an earlier `vault log --head`: it must still be in the log"
     )
@@ -98,10 +106,11 @@ def _check(args: argparse.Namespace) -> int:
     from memos_vllm.vault import Vault
 
     with _progress() as progress:
-        task = progress.add_task("open", total=None)
-        with Vault.open(args.dir, readonly=True) as vault:
-            problems = vault.check(lambda part: progress.update(task, description=part))
-    problems += _page_problems(args.dir)
+        task = progress.add_task("pages", total=None)
+        problems = _page_problems(args.dir)
+        if not problems:  # LMDB would end the process over them
+            with Vault.open(args.dir, readonly=True) as vault:
+                problems = vault.check(lambda part: progress.update(task, description=part))
     return _told(problems, f"{args.dir}: no problems")
 
 
@@ -121,7 +130,7 @@ def _page_problems(path: Path) -> list[str]:
 def _backup(args: argparse.Namespace) -> int:
     from memos_vllm.vault import Vault
 
-    with _progress() as progress, Vault.open(args.dir) as vault:
+    with _progress() as progress, Vault.open(args.dir, create=False) as vault:
         copied = vault.backup(args.target, actor=_operator(), kv=not args.no_kv, progress=_shown(progress))
     return _copied(copied, f"{args.dir} → {args.target}")
 
@@ -131,6 +140,9 @@ def _restore(args: argparse.Namespace) -> int:
 
     with _progress() as progress:
         copied = restore(args.backup, args.dir, actor=_operator(), progress=_shown(progress))
+    Console(stderr=True, soft_wrap=True).print(
+        "It is as it was then: what was deleted, forgotten or revoked since is back, API keys included.", style="yellow"
+    )
     return _copied(copied, f"{args.backup} → {args.dir}")
 
 
@@ -160,10 +172,10 @@ def _compact(args: argparse.Namespace) -> int:
 def _reindex(args: argparse.Namespace) -> int:
     from memos_vllm.vault import Vault
 
-    with _progress() as progress, Vault.open(args.dir) as vault:
+    with _progress() as progress, Vault.open(args.dir, create=False) as vault:
         progress.add_task("index", total=None)
         searched = vault.reindex()
-        vault.record({"actor": _operator(), "action": "vault.reindex"})
+        vault.record(actor=_operator(), action="vault.reindex")
     _plain(f"{args.dir}: {searched:,} memories in the index")
     return 0
 
@@ -210,6 +222,17 @@ def _verify(args: argparse.Namespace) -> int:
         progress.add_task("audit log", total=None)
         problems, head = vault.verify_log(args.anchor), vault.log_head()
     return _told(problems, f"{args.dir}: the audit log is whole; its head is {head}")
+
+
+def _forgotten(args: argparse.Namespace) -> int:
+    from memos_vllm.vault import Vault
+
+    with _progress() as progress, Vault.open(args.dir, readonly=True) as vault:
+        progress.add_task("rows", total=None)
+        traces = vault.traces_anywhere(args.user)
+    return _told(
+        [f"{database}: {count:,}" for database, count in traces.items()], f"{args.dir}: no row tells of {args.user!r}"
+    )
 
 
 def _told(problems: list[str], sound: str) -> int:

@@ -111,6 +111,12 @@ class VaultFull(MemosError):
     status = 507
 
 
+class Forgotten(MemosError):
+    """The memories of whom a write is for were all deleted since it began; nothing of it was stored."""
+
+    status = 409
+
+
 class BackupFailed(MemosError):
     """A backup or restore was not made: its target is in the way, or the copy is not whole."""
 

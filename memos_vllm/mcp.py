@@ -135,13 +135,13 @@ def make_server(door: Door) -> MCPServer[httpx.AsyncClient]:
     async def delete_memory(
         context: Context[httpx.AsyncClient], memory_id: MemoryId, user_id: UserId = None
     ) -> dict[str, Any]:
-        """Delete one memory with its history. It cannot be undone."""
+        """Delete one memory with its history. Only a snapshot can bring it back, where there is one."""
         async with memos(context) as client:
             return _plain(await client.delete(memory_id, user_id=user_id))
 
     @server.tool(annotations=ToolAnnotations(read_only_hint=False, destructive_hint=True))
     async def delete_all_memories(context: Context[httpx.AsyncClient], user_id: UserId = None) -> dict[str, Any]:
-        """Delete all memories of the user with their history. It cannot be undone: ask the user first."""
+        """Delete all memories of the user with their history: ask the user first. Only snapshots bring them back."""
         async with memos(context) as client:
             return _plain(await client.delete_all(user_id=user_id))
 

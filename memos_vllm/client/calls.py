@@ -194,19 +194,30 @@ def edit(
     return Call("PATCH", _at(memory_id), Memory, user_id, body=body)
 
 
-def delete(memory_id: str, *, user_id: str | None = None) -> Call[Deleted]:
-    """Delete a memory with every version."""
-    return Call("DELETE", _at(memory_id), Deleted, user_id)
+def delete(memory_id: str, *, snapshots: bool = False, user_id: str | None = None) -> Call[Deleted]:
+    """Delete a memory with every version. snapshots: with its copies in snapshots, which could bring it back."""
+    return Call("DELETE", _at(memory_id), Deleted, user_id, params=_given(snapshots=snapshots or None))
 
 
-def delete_many(memory_ids: Iterable[str], *, user_id: str | None = None) -> Call[Deleted]:
-    """Delete several memories, all or none."""
-    return Call("POST", "/v1/memories/delete", Deleted, user_id, body={"ids": _words(memory_ids)})
+def delete_many(memory_ids: Iterable[str], *, snapshots: bool = False, user_id: str | None = None) -> Call[Deleted]:
+    """Delete several memories, all or none. snapshots: with their copies in snapshots."""
+    params = _given(snapshots=snapshots or None)
+    return Call("POST", "/v1/memories/delete", Deleted, user_id, body={"ids": _words(memory_ids)}, params=params)
 
 
-def delete_all(*, run_id: str | None = None, agent_id: str | None = None, user_id: str | None = None) -> Call[Deleted]:
-    """Delete all of the user's own memories, or those that were added with a run or an agent."""
-    return Call("DELETE", "/v1/memories", Deleted, user_id, params=_given(run_id=run_id, agent_id=agent_id))
+def delete_all(
+    *,
+    run_id: str | None = None,
+    agent_id: str | None = None,
+    snapshots: bool = False,
+    user_id: str | None = None,
+) -> Call[Deleted]:
+    """Delete all of the user's own memories, or those that were added with a run or an agent.
+
+    snapshots: with their copies in snapshots.
+    """
+    params = _given(run_id=run_id, agent_id=agent_id, snapshots=snapshots or None)
+    return Call("DELETE", "/v1/memories", Deleted, user_id, params=params)
 
 
 def history(memory_id: str, *, user_id: str | None = None) -> Call[list[Change]]:

@@ -85,10 +85,11 @@ class Ancestor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Deleted(msgspec.Struct, frozen=True):
-    """How many memories were deleted."""
+    """How many memories were deleted. in_snapshots: copies of named ones that snapshots still hold."""
 
     message: str
     deleted: int
+    in_snapshots: int = 0
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,8 +5,7 @@ import msgspec
 from memos_vllm.cube import MAX_PRINCIPAL_CHARS, checked_principal
 from memos_vllm.errors import BadInput, Conflict, NotFound
 from memos_vllm.governance.identity import GROUP_PREFIX, checked_user, group_principal
-from memos_vllm.vault import Vault
-from memos_vllm.vault.pipeline import MAX_STEPS, GrantStep
+from memos_vllm.vault import Usage, Vault
 
 KIND = "group"
 
@@ -27,17 +26,19 @@ def add(vault: Vault, name: str, users: list[str], *, actor: str) -> Group:
 
 
 def remove(vault: Vault, name: str, users: list[str], *, actor: str) -> Group | None:
-    """Take users out of a group, or remove the group (None) where none are named: what was shared with it no longer is.
+    """Take users out of a group, or remove the group (None) where none are named, with all that was shared with it.
 
-    Raises NotFound, BadInput; Conflict where a group that owns memories or snapshots is to be removed.
+    Raises NotFound, BadInput, and Conflict for a group that still owns memories.
     """
     entry = _entry_name(name)
     old = vault.get_entry(KIND, entry, Group)
     if old is None:
         raise NotFound(f"There is no group {name!r}; `memos-vllm group list` shows them.")
     if not users:
-        _withdraw(vault, entry, actor)
+        if vault.usage(entry) != Usage():
+            raise Conflict(f"The group {name!r} owns memories or snapshots; transfer or delete them first.")
         vault.delete_entry(KIND, entry, actor=actor)
+        vault.forget(entry, actor=actor)  # or a later group of this name would have its rights
         return None
     strangers = sorted(set(users) - set(old.members))
     if strangers:
@@ -45,18 +46,6 @@ def remove(vault: Vault, name: str, users: list[str], *, actor: str) -> Group | 
     group = Group(tuple(member for member in old.members if member not in users))
     vault.put_entry(KIND, entry, group, actor=actor)
     return group
-
-
-def _withdraw(vault: Vault, principal: str, actor: str) -> None:
-    """Take away what a group may read: another one of its name must not inherit it. Raises Conflict."""
-    snapshots, cubes = len(vault.snapshots(principal)), vault.readable(principal)
-    owned = sum(cube.owner == principal for cube in cubes)
-    if owned or snapshots:
-        held = f"{owned} memories and {snapshots} snapshots"
-        raise Conflict(f"{principal!r} owns {held}: its members delete them, or give them to others, first.")
-    steps = [GrantStep(cube.id, principal, ()) for cube in cubes]
-    for first in range(0, len(steps), MAX_STEPS):
-        vault.pipeline(steps[first : first + MAX_STEPS], actor=actor)
 
 
 def listed(vault: Vault) -> dict[str, Group]:

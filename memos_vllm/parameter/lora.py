@@ -48,7 +48,7 @@ def attach(model: Model, recipe: Recipe) -> Model:
     targets, alpha = list(recipe.targets) or linear_layers(model.net), recipe.scale * recipe.rank
     config = LoraConfig(
         r=recipe.rank,
-        lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type] # PEFT takes fractions too
+        lora_alpha=int(alpha) if alpha.is_integer() else alpha,
         target_modules=targets,
         lora_dropout=0.0,
         bias="none",

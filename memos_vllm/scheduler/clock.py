@@ -16,4 +16,4 @@ def seconds_of(stamp: str) -> float:
 
 def stamp_of(seconds: float) -> str:
     """The time as cubes hold it: `2025-04-10T12:00:00.000000Z`."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

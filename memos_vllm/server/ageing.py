@@ -51,6 +51,7 @@ class Ageing:
         """One round, at `now` (Unix seconds); False where another API server is at it. Raises MemosError, OSError."""
         with claimed(self.lifecycle.vault.path, CLAIM) as mine:
             if mine:
+                await asyncio.to_thread(self.lifecycle.vault.sweep_forgotten)
                 await self._work(self.lifecycle.expire(now))
                 if now - self._faded_at >= FADE_EVERY:
                     await self._work(self.lifecycle.fade(now))

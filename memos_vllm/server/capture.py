@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from memos_vllm.activation.compose import Part, capture_plan
 from memos_vllm.activation.files import all_written, deviation_path, kv_path, read_header
 from memos_vllm.activation.plan import Segment, SplicePlan, prompt_hash
-from memos_vllm.errors import KVUnusable, MemosError, NotFound
+from memos_vllm.errors import Forgotten, KVUnusable, MemosError, NotFound
 from memos_vllm.server import metrics
 from memos_vllm.server.claims import claimed
 from memos_vllm.server.fair import FairQueue
@@ -48,7 +48,7 @@ request waits.
 class CaptureJob:
     """K/V to capture behind one scaffold: of a cube, or of a piece of prompt text, whose cube_id is empty.
 
-    The keys tell adapters apart. `pinned` ones go before others and are sent at once.
+    The keys tell adapters apart. `pinned` ones go before others and are sent at once. since: Unix seconds.
     """
 
     owner: str
@@ -61,6 +61,7 @@ class CaptureJob:
     adapter: Adapter | None = None
     kind: KVKind = "cube"
     pinned: bool = False
+    since: float = field(default_factory=time.time, compare=False)
 
     def scaffold(self) -> CaptureJob:
         """The capture of the scaffold itself."""
@@ -243,8 +244,8 @@ class CaptureQueue:
         try:
             if job.cube_key in self.forgotten:
                 raise NotFound(f"K/V {job.cube_key} were deleted.")
-            self.vault.put_kv(self._record(job, seconds, deviation))
-        except NotFound:
+            self.vault.put_kv(self._record(job, seconds, deviation), since=job.since)
+        except (NotFound, Forgotten):
             if self.vault.get_kv(job.cube_key):  # another cube with the same text has the same K/V
                 return
             for path in self._paths(job):

@@ -338,10 +338,11 @@ class History(BaseModel):
 class Deleted(BaseModel):
     """How much was deleted."""
 
-    model_config = examples({"message": "Memory deleted.", "deleted": 1})
+    model_config = examples({"message": "Memory deleted.", "deleted": 1, "in_snapshots": 0})
 
     message: str
     deleted: int
+    in_snapshots: Annotated[int, Field(description="Copies of named memories that snapshots still hold.")] = 0
 
 
 class Health(BaseModel):

@@ -169,7 +169,7 @@ class Verification(BaseModel):
 
 class UsageBody(BaseModel):
     """What a user's memories take up, and the limits, null where there is none. `bytes`: with older versions and
-    snapshots.
+    snapshots; a memory counts once more for each grant.
     """
 
     model_config = examples(

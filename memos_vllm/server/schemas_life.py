@@ -189,7 +189,7 @@ class Snapshots(BaseModel):
 
 
 class RestoredBody(BaseModel):
-    """What a restored snapshot did: memories with the content of then, those back from deletion (with their ids), those
+    """What a restored snapshot did: memories with the content of then, those back from deletion under their ids, those
     put into the archive because they are newer, and how many were the same.
     """
 
@@ -295,7 +295,7 @@ class TransferStepBody(BaseModel):
 
 
 class PurifyStepBody(BaseModel):
-    """Replace a memory's text by a cleaned one, as a version that says so."""
+    """Replace a memory's text by a cleaned one; older versions go, and copies in snapshots are cleaned."""
 
     type: Literal["purify"]
     id: Id
@@ -306,13 +306,14 @@ class PurifyStepBody(BaseModel):
 
 
 class DeleteStepBody(BaseModel):
-    """Delete a memory with every version."""
+    """Delete a memory with every version. `snapshots`: with its copies in snapshots, which could bring it back."""
 
     type: Literal["delete"]
     id: Id
+    snapshots: bool = False
 
     def step(self, user: str) -> Step:
-        return DeleteStep(self.id)
+        return DeleteStep(self.id, self.snapshots)
 
 
 class GrantStepBody(BaseModel):

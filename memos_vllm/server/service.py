@@ -307,18 +307,19 @@ class MemoryService:
         self.written([cube])
         return cube
 
-    def delete(self, cube_id: str, actor: str) -> None:
-        """Delete a cube with all its K/V. Raises MemosError."""
-        self._forget(self.vault.delete(cube_id, actor=actor), "deleted")
+    def delete(self, cube_id: str, actor: str, *, snapshots: bool = False) -> None:
+        """Delete a cube with all its K/V. snapshots: and its copies in snapshots. Raises MemosError."""
+        self._forget(self.vault.delete(cube_id, actor=actor, snapshots=snapshots), "deleted")
 
-    def delete_owner(self, owner: str) -> int:
-        """Delete all cubes of an owner, with all K/V made for them; returns how many cubes. Raises MemosError."""
-        count, keys = self.vault.delete_owner(owner, actor=owner)
-        self._forget(keys, "deleted", owner)
-        self.prompts.forget(owner)
-        self.turns.forget(owner)
-        self.turn_writer.forget(owner)
-        self.cutter.forget(owner)
+    def delete_owner(self, owner: str, *, snapshots: bool = False) -> int:
+        """Delete all cubes of an owner, with all K/V made for them; returns how many cubes. Raises MemosError.
+
+        snapshots: and their copies in snapshots.
+        """
+        self._drop_waiting(owner)
+        count, keys = self.vault.delete_owner(owner, actor=owner, snapshots=snapshots)
+        self._forget(keys, "deleted")
+        self._drop_waiting(owner)
         return count
 
     def revision(self, user: str) -> int:
@@ -326,16 +327,23 @@ class MemoryService:
         return self.vault.revision(user)
 
     def pipeline(
-        self, steps: Sequence[Step], actor: str, permit: Permit | None = None, *, seen: int | None = None
+        self,
+        steps: Sequence[Step],
+        actor: str,
+        permit: Permit | None = None,
+        *,
+        seen: int | None = None,
+        since: float | None = None,
     ) -> list[MemCube]:
         """Apply steps in their order, all or none; K/V of what changed go. One cube a step. Raises MemosError.
 
         permit: asked inside the transaction with each cube that a step touches; it raises what forbids the step.
         seen: the actor's revision that the steps were decided on; Conflict where it is another now.
+        since: when the actor began (Unix seconds): Forgotten where all their memories were deleted since.
         """
         named = {cube_id for step in steps for cube_id in _ids_in(step) if is_id(cube_id)}
         before = {record.key for cube_id in named for record in self.vault.kv_of(cube_id)}
-        cubes = self.vault.pipeline(steps, actor=actor, permit=permit, seen=seen)
+        cubes = self.vault.pipeline(steps, actor=actor, permit=permit, seen=seen, since=since)
         self._forget({key for key in before if self.vault.get_kv(key) is None}, "superseded")
         gone = {cube.id for cube, step in zip(cubes, steps, strict=True) if isinstance(step, DeleteStep)}
         self.written([cube for cube in cubes if cube.id not in gone and cube.header.state in HOT])
@@ -357,14 +365,20 @@ class MemoryService:
     def forget_user(self, user: str) -> tuple[ForgetReport, dict[str, int]]:
         """Delete everything about a user, and count what still tells of them: nothing. Raises MemosError."""
         self.jobs.forget(user)
+        self._drop_waiting(user)
         with self.trail.forgetting(user):
             report = self.vault.forget(user, actor=user)
-        self._forget(report.kv_keys, "deleted", user)
+        self._forget(report.kv_keys, "deleted")
+        self._drop_waiting(user)
+        return report, self.vault.traces_of(user)
+
+    def _drop_waiting(self, user: str) -> None:
+        """What this server holds of a user in memory, and has under way for them, goes; the vault refuses the rest."""
+        self.turn_writer.forget(user)
         self.prompts.forget(user)
         self.turns.forget(user)
-        self.turn_writer.forget(user)
         self.cutter.forget(user)
-        return report, self.vault.traces_of(user)
+        self._forget((), "deleted", user)
 
     def pin(self, cube_id: str, pinned: bool, actor: str) -> MemCube:
         """Pin a cube: its K/V are made at once and are not evicted. Or let it go. Raises MemosError."""

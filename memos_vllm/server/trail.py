@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,11 +15,14 @@ from typing import NamedTuple
 from memos_vllm.errors import MemosError
 from memos_vllm.governance.audit_policy import RECORDED, Access, AuditPolicy
 from memos_vllm.vault import Vault
+from memos_vllm.vault.audit import Noted
 
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY = 1.0
 """Seconds of accesses that a crash may lose; changes are never lost."""
+LATE = 5.0
+"""Seconds after which a request is noted at the latest: those of somebody who was forgotten before are not written."""
 MAX_PENDING = 10_000
 """Different accesses that wait; what comes on top is counted, and the count is logged."""
 
@@ -42,6 +46,7 @@ class AccessTrail:
         self._recorded = RECORDED[policy]
         self._pending: Counter[_Step] = Counter()
         self._lost = 0
+        self._since = time.time()
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -69,14 +74,18 @@ class AccessTrail:
                 lost, self._lost = self._lost, 0
             if lost:
                 logger.error("%d accesses are missing in the audit log: more than %d at once", lost, MAX_PENDING)
+            began = time.time()
             try:
                 while steps := [*islice(taken, AT_ONCE)]:
-                    self._vault.record(*({**step._asdict(), "detail": {"times": taken[step]}} for step in steps))
+                    entries = [Noted(*step, detail={"times": taken[step]}) for step in steps]
+                    self._vault.record_all(entries, since=self._since - LATE)
                     for step in steps:
                         del taken[step]
-            finally:
+            except BaseException:
                 with self._lock:
                     self._pending.update(taken)
+                raise
+            self._since = began
 
     @contextmanager
     def forgetting(self, user: str) -> Iterator[None]:

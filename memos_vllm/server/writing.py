@@ -32,7 +32,7 @@ from memos_vllm.cube import (
     completed,
     timestamp,
 )
-from memos_vllm.errors import BadInput, Conflict, MemosError, NotFound, VaultUnavailable
+from memos_vllm.errors import BadInput, Conflict, Forgotten, MemosError, NotFound, VaultUnavailable
 from memos_vllm.reader import Action, Add, Draft, MemReader, RuleReader, Skip, Spoken, Update, reconcile
 from memos_vllm.reader.about import about
 from memos_vllm.retrieval.base import Operator
@@ -106,7 +106,7 @@ class Turn:
     spoken: tuple[Spoken, ...]
     form: MemoryForm
     clearance: frozenset[str] | None = None
-    heard: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.time)
 
 
 class Store(Protocol):
@@ -119,7 +119,9 @@ class Store(Protocol):
         """See `Vault.revision`."""
         ...
 
-    def pipeline(self, steps: Sequence[Step], actor: str, *, seen: int | None = None) -> list[MemCube]:
+    def pipeline(
+        self, steps: Sequence[Step], actor: str, *, seen: int | None = None, since: float | None = None
+    ) -> list[MemCube]:
         """See `Vault.pipeline`."""
         ...
 
@@ -133,12 +135,13 @@ class MemoryWriter:
     def remember(self, user: str, spoken: Sequence[Spoken], form: MemoryForm) -> list[Written]:
         """Store what the user's messages tell, all or none, as the user's; a text that is known already is left alone.
 
-        Raises MemosError.
+        Raises MemosError; Forgotten where the user's memories were all deleted meanwhile.
         """
+        since = time.time()
         drafts = self.read(user, spoken, form)
         if len(drafts) > MAX_DRAFTS:
             raise BadInput(f"The messages tell too much for one request ({len(drafts)} memories); send them in parts.")
-        return self.store(user, drafts, form)
+        return self.store(user, drafts, form, since)
 
     def read(
         self, user: str, spoken: Sequence[Spoken], form: MemoryForm, reader: MemReader | None = None
@@ -148,11 +151,18 @@ class MemoryWriter:
         return asyncio.run((reader or self.reader).read(spoken, owner=user, at=at, source=form.source))
 
     def store(
-        self, user: str, drafts: Sequence[Draft], form: MemoryForm, *, clearance: frozenset[str] | None = None
+        self,
+        user: str,
+        drafts: Sequence[Draft],
+        form: MemoryForm,
+        since: float,
+        *,
+        clearance: frozenset[str] | None = None,
     ) -> list[Written]:
         """Store drafts, all or none, against what is known; anew where the user's memories change meanwhile.
 
         The last try takes a second copy of what another request stores at the same moment rather than lose all.
+        since: when they were said (Unix seconds); Forgotten where all the user's memories were deleted since.
         clearance: the sensitivity tags that known memories may have; None for those of the request's key.
         Raises MemosError; Conflict and NotFound where others never let up.
         """
@@ -163,7 +173,9 @@ class MemoryWriter:
             at = form.at or datetime.now(UTC)
             actions = reconcile(drafts, near, at=at, changeable=lambda cube: _is_as_private(cube, form))
             try:
-                return self._apply(user, actions, known, form, seen)
+                return self._apply(user, actions, known, form, seen, since)
+            except Forgotten:
+                raise
             except (Conflict, NotFound):
                 if last:
                     raise
@@ -185,10 +197,16 @@ class MemoryWriter:
         return found
 
     def _apply(
-        self, user: str, actions: Sequence[Action], known: dict[str, MemCube], form: MemoryForm, seen: int | None
+        self,
+        user: str,
+        actions: Sequence[Action],
+        known: dict[str, MemCube],
+        form: MemoryForm,
+        seen: int | None,
+        since: float,
     ) -> list[Written]:
         steps = [step for action in actions for step in _steps(user, action, form)]
-        cubes = self._store.pipeline(steps, user, seen=seen) if steps else []
+        cubes = self._store.pipeline(steps, user, seen=seen, since=since) if steps else []
         after = {cube.id: cube for cube in cubes}
         events: dict[str, Event] = {}
         for action in actions:
@@ -288,7 +306,7 @@ class TurnWriter:
 
     def forget(self, user: str) -> None:
         """Make no memories of what the user said until now. For any thread."""
-        now = time.monotonic()
+        now = time.time()
         with self._lock:
             self._forgotten = {name: at for name, at in self._forgotten.items() if now - at < LONGEST} | {user: now}
 
@@ -326,8 +344,10 @@ class TurnWriter:
             if self._is_forgotten(turn):
                 return "forgotten"
             try:
-                written = self.writer.store(turn.user, drafts, turn.form, clearance=turn.clearance)
+                written = self.writer.store(turn.user, drafts, turn.form, turn.heard, clearance=turn.clearance)
                 return "written" if any(one.event != "NONE" for one in written) else "nothing"
+            except Forgotten:
+                return "forgotten"
             except VaultUnavailable:
                 if attempt == TRIES - 1:
                     raise

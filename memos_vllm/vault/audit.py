@@ -2,28 +2,25 @@
 
     audit          seq                      8          entry: BLAKE2b-256 of the body (32 bytes), body (msgpack)
     audit_owners   pseudonym + seq          16 + 8     entries about what one principal owns
-    pseudonyms     digest(principal)        16         pseudonym of a principal
-                   … + digest(text)         16 + 16    pseudonym of a target that the principal owns
-    names          pseudonym                16         the principal or target that it stands for
     meta           "audit"                             number, hash and time of the newest entry
 
-The body holds the hash of the entry before it. Names stand in it as random pseudonyms: with a principal's rows of
-`pseudonyms` and `names` their name is gone from the log, and the chain stays as it was. The chain shows what was
-changed, removed or moved; a log that was written anew from its first entry on is told by a hash kept elsewhere.
+The body holds the hash of the entry before it. Names stand in it as `pseudonyms`: with a principal's rows there their
+name is gone from the log, and the chain stays as it was. The chain shows what was changed, removed or moved; a log that
+was written anew from its first entry on is told by a hash kept elsewhere.
 """
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
 from memos_vllm.cube import Scalar, is_id, now
 from memos_vllm.errors import BadInput, VaultUnavailable
-from memos_vllm.vault import keys
+from memos_vllm.vault import forgotten, pseudonyms
 from memos_vllm.vault.base import SLICE, Opened
 from memos_vllm.vault.env import Txn
 
@@ -31,7 +28,6 @@ HEAD = b"audit"
 NOTHING = bytes(32)
 MAX_DETAIL_CHARS = 128
 HASH_BYTES = 32
-_NAME_BYTES = 16
 MAX_DIGITS = 18
 """Of an entry's number: more may not fit its eight bytes."""
 
@@ -94,6 +90,17 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     newest_first: bool = False
 
 
+class Noted(NamedTuple):
+    """An entry to add; see `append`."""
+
+    actor: str
+    action: str
+    target: str = ""
+    owner: str = ""
+    principals: tuple[str, ...] = ()
+    detail: Mapping[str, Scalar] = MappingProxyType({})
+
+
 def append(
     txn: Txn,
     *,
@@ -117,12 +124,12 @@ def append(
     row = Row(
         seq=head.seq + 1,
         at=max(now(), head.at),
-        actor=_pseudonym(txn, actor),
+        actor=pseudonyms.made(txn, actor),
         action=action,
         cube_id=target if is_id(target) else "",
-        thing=b"" if is_id(target) else _pseudonym(txn, target, of=owner),
-        owner=_pseudonym(txn, owner),
-        principals=tuple(_pseudonym(txn, name) for name in principals),
+        thing=b"" if is_id(target) else pseudonyms.made(txn, target, of=owner),
+        owner=pseudonyms.made(txn, owner),
+        principals=tuple(pseudonyms.made(txn, name) for name in principals),
         detail=detail,
         previous=head.hash,
     )
@@ -141,21 +148,6 @@ def head_of(txn: Txn) -> Head:
         return Head() if stored is None else msgspec.msgpack.decode(stored, type=Head)
     except msgspec.MsgspecError as error:
         raise VaultUnavailable("The head of the audit log is damaged; restore a backup.") from error
-
-
-def forget(txn: Txn, principal: str) -> int:
-    """Remove a principal's name, and the names of what they owned, from the log; returns how many names that were."""
-    rows = list(_naming(txn, principal))
-    for key, pseudonym in rows:
-        txn.delete("pseudonyms", key)
-        txn.delete("names", pseudonym)
-    return len(rows)
-
-
-def traces(txn: Txn, principal: str) -> int:
-    """How many rows tell this principal's name or names of what they owned."""
-    known = sum(1 for _ in _naming(txn, principal))
-    return known + sum(name == principal.encode() for _, name in txn.scan("names"))
 
 
 def query(txn: Txn, wanted: LogQuery) -> tuple[list[LogEntry], LogQuery | None]:
@@ -191,41 +183,37 @@ class AuditLog(Opened):
             found += entries
         return found
 
-    def record(self, *entries: Mapping[str, Any]) -> None:
-        """Add entries about what changed nothing, such as refused accesses: arguments of `append`. One transaction."""
+    def record(
+        self,
+        *,
+        actor: str,
+        action: str,
+        target: str = "",
+        owner: str = "",
+        principals: Iterable[str] = (),
+        detail: Mapping[str, Scalar] | None = None,
+    ) -> None:
+        """Add an entry about something that changed nothing, such as a refused access; see `append`."""
+        noted = Noted(actor, action, target, owner, tuple(principals), dict(detail or {}))
+        self.record_all([noted])
+
+    def record_all(self, entries: Sequence[Noted], *, since: float | None = None) -> None:
+        """Add entries, all in one transaction.
+
+        since: left out are those that name somebody who was forgotten then or later (Unix seconds).
+        """
 
         def work(txn: Txn) -> None:
             for entry in entries:
-                append(txn, **entry)
+                names = (entry.actor, entry.owner)
+                if since is None or not any(forgotten.is_whole(txn, name, since) for name in names):
+                    append(txn, **entry._asdict())
 
         self._writable().write(work)
 
     def log_head(self) -> str:
         """`seq:hash` of the newest entry. Kept elsewhere, it shows later that nothing up to here was written anew."""
         return str(self._env.read(head_of))
-
-
-def _pseudonym(txn: Txn, name: str, *, of: str | None = None) -> bytes:
-    """The pseudonym of a principal, or of a target among what `of` owns; made where there is none yet."""
-    if not name:
-        return b""
-    key = _place(name, of)
-    known = txn.get("pseudonyms", key)
-    if known is None:
-        known = os.urandom(_NAME_BYTES)
-        txn.put("pseudonyms", key, known)
-        txn.put("names", known, name.encode())
-    return known
-
-
-def _naming(txn: Txn, principal: str) -> Iterator[tuple[bytes, bytes]]:
-    """Rows of `pseudonyms` for a principal, for what they owned, and for targets that bear their name."""
-    name = keys.digest(principal)
-    return ((key, value) for key, value in txn.scan("pseudonyms") if key.startswith(name) or key.endswith(name))
-
-
-def _place(name: str, of: str | None) -> bytes:
-    return keys.digest(name) if of is None else keys.digest(of) + keys.digest(name)
 
 
 def _target(txn: Txn, row: Row) -> str:
@@ -235,8 +223,8 @@ def _target(txn: Txn, row: Row) -> str:
 def _name(txn: Txn, pseudonym: bytes) -> str:
     if not pseudonym:
         return ""
-    name = txn.get("names", pseudonym)
-    return f"forgotten:{pseudonym.hex()[:8]}" if name is None else name.decode()
+    name = pseudonyms.name_of(txn, pseudonym)
+    return f"forgotten:{pseudonym.hex()[:8]}" if name is None else name
 
 
 def number_key(seq: int) -> bytes:
@@ -270,8 +258,8 @@ def _entry(txn: Txn, row: Row, digest: bytes) -> LogEntry:
 
 def _matcher(txn: Txn, wanted: LogQuery) -> Callable[[Row], bool] | None:
     """Whether a row is asked for; None where a name is asked for that the log does not know."""
-    actor = txn.get("pseudonyms", keys.digest(wanted.actor)) if wanted.actor else b""
-    owner = txn.get("pseudonyms", keys.digest(wanted.owner)) if wanted.owner else b""
+    actor = pseudonyms.known(txn, wanted.actor) if wanted.actor else b""
+    owner = pseudonyms.known(txn, wanted.owner) if wanted.owner else b""
     if actor is None or owner is None:
         return None
 
@@ -308,14 +296,14 @@ def _numbers(txn: Txn, wanted: LogQuery, first: int, last: int) -> Iterator[int]
         whole = range(first, last + 1)
         yield from reversed(whole) if wanted.newest_first else whole
         return
-    owner = txn.get("pseudonyms", keys.digest(wanted.owner)) or b""
+    owner = pseudonyms.known(txn, wanted.owner) or b""
     if first > last:
         return
     rows = txn.scan("audit_owners", owner, after=owner + number_key(first - 1))
     if wanted.newest_first:
         rows = txn.scan_back("audit_owners", owner, before=owner + number_key(last + 1))
     for key, _ in rows:
-        seq = int.from_bytes(key[_NAME_BYTES:])
+        seq = int.from_bytes(key[pseudonyms.BYTES :])
         if not first <= seq <= last:
             return
         yield seq

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from memos_vllm.errors import BackupFailed
-from memos_vllm.vault import adapter_files, audit, chain, folder, keys, lora, manifest
+from memos_vllm.vault import adapter_files, audit, chain, folder, keys, lora, manifest, migrations
 from memos_vllm.vault.base import Opened
 from memos_vllm.vault.check import problems_in
 from memos_vllm.vault.env import Environment, Txn, sync
@@ -23,6 +23,8 @@ from memos_vllm.vault.lock import Use
 from memos_vllm.vault.records import KVRecord
 
 _MAP_BYTES = 64 << 20
+_UNFINISHED = "unfinished"
+"""A folder in each copy until it gets its name, locked by who makes it: another one is removed by the next backup."""
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, and how much there is (0: unknown)."""
@@ -82,7 +84,7 @@ def restore(backup: Path, target: Path, *, actor: str, progress: Progress = _sil
             (partial / folder.VAULT).mkdir(mode=0o700)
             _copy_file(backup / folder.VAULT / "data.mdb", partial / folder.VAULT / "data.mdb")
             _copy_file(backup / folder.MARKER, partial / folder.MARKER)
-            folder.prepare(partial, readonly=False)
+            folder.prepare(partial, readonly=False, create=False)
             return _completed(partial, backup, progress, actor=actor)
     finally:
         use.end()
@@ -94,8 +96,8 @@ def compact(path: Path, *, actor: str) -> tuple[int, int]:
     Raises VaultInUse while another process, or this one, has the vault open, and StartError.
     """
     path = Path(path).absolute()
-    folder.prepare(path, readonly=False)
-    spare = path / "vault.compact"
+    folder.prepare(path, readonly=False, create=False)
+    spare = path / folder.SPARE
     shutil.rmtree(spare, ignore_errors=True)
     env = Environment(path / folder.VAULT, readonly=False, map_bytes=_MAP_BYTES, max_bytes=None, alone=True)
     try:
@@ -119,16 +121,26 @@ def _appearing(target: Path, source: Path) -> Iterator[Path]:
     if source == target or source in target.parents:
         raise BackupFailed(f"{target} lies inside {source}; name a folder elsewhere.")
     partial = target.parent / f".{target.name}.partial"
+    held = None
     try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in target.parent.glob(".*.partial"):
+            if (left / _UNFINISHED).is_dir():
+                folder.remove_unused(left, used=left / _UNFINISHED)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(mode=0o700, parents=True)
+        (partial / _UNFINISHED).mkdir(mode=0o700, parents=True)
+        partial.chmod(0o700)
+        held = Use(partial / _UNFINISHED, alone=False)
         yield partial
+        (partial / _UNFINISHED).rmdir()
         partial.rename(target)
         sync(target.parent)
     except OSError as error:
         raise BackupFailed(f"Cannot write {target}: {error.strerror or error}; nothing was left there.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if held is not None:
+            held.end()
 
 
 def _completed(partial: Path, source: Path, progress: Progress, *, kv: bool = True, actor: str = "") -> Copied:
@@ -136,6 +148,7 @@ def _completed(partial: Path, source: Path, progress: Progress, *, kv: bool = Tr
     (partial / folder.KV).mkdir(mode=0o700)
     env = Environment(partial / folder.VAULT, readonly=False, map_bytes=_MAP_BYTES, max_bytes=None)
     try:
+        migrations.refresh(env)
         rows = env.read(manifest.rows)
         missing = _copy_kv(rows, source, partial, progress) if kv else rows
         adapters = env.read(adapter_files.held)

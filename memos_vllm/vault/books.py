@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from memos_vllm.cube import MemCube
-from memos_vllm.vault import adapter_files, keys
+from memos_vllm.vault import adapter_files, keys, pseudonyms
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.records import Damaged, Event, Record, Usage, decode, encode
-from memos_vllm.vault.tables import load, store
+from memos_vllm.vault.tables import decoded, load, store
 
 CUBE_DATABASES = ("cubes", "versions", "snapshot_cubes")
 _ID = slice(-keys.ID_BYTES, None)
@@ -21,7 +21,8 @@ def put_cube(txn: Txn, database: str, key: bytes, cube: MemCube) -> None:
     stored, before = encode(cube, database, key), txn.get(database, key) or b""
     txn.put(database, key, stored)
     files = adapter_files.hold(txn, cube) - adapter_files.let_go(txn, database, key, before)
-    _charge(txn, cube.owner, database == "cubes" and not before, len(stored) - len(before) + files)
+    size = len(stored) * _weight(database, cube) - (_size(database, key, before) if before else 0)
+    _charge(txn, cube.owner, database == "cubes" and not before, size + files)
     mention(txn, cube.id, cube.owner, named_in(cube))
 
 
@@ -32,8 +33,19 @@ def drop_cube(txn: Txn, database: str, key: bytes, owner: str) -> bool:
         return False
     txn.delete(database, key)
     files = adapter_files.let_go(txn, database, key, stored)
-    _charge(txn, owner, -(database == "cubes"), -len(stored) - files)
+    _charge(txn, owner, -(database == "cubes"), -_size(database, key, stored) - files)
     return True
+
+
+def _weight(database: str, cube: MemCube) -> int:
+    """How often a record counts: a present cube once more for each grant, whose holder has index rows of it."""
+    return 1 + len(cube.header.access) if database == "cubes" else 1
+
+
+def _size(database: str, key: bytes, stored: bytes) -> int:
+    if database != "cubes":
+        return len(stored)
+    return len(stored) * _weight(database, decoded(stored, MemCube, database, key))
 
 
 def usage(txn: Txn, owner: str) -> Usage:
@@ -46,9 +58,9 @@ def named_in(cube: MemCube) -> set[str]:
 
 
 def mention(txn: Txn, cube_id: str, owner: str, names: Iterable[str]) -> None:
-    """Note who is named in the rows of a cube; the row outlives the cube, as its events do."""
+    """Note who is named in the rows of a cube, and by a pseudonym who owns it; it outlives the cube, as events do."""
     for name in names:
-        txn.put("mentions", keys.of_principal(name, cube_id), keys.digest(owner))
+        txn.put("mentions", keys.of_principal(name, cube_id), pseudonyms.made(txn, owner))
 
 
 def schedule(txn: Txn, old: MemCube | None, new: MemCube | None) -> None:
@@ -78,8 +90,8 @@ def rebuild(txn: Txn) -> None:
     books = _Books(txn)
     for owner, held in books.usage.items():
         store(txn, "statistics", keys.digest(owner), held)
-    for key, owner_digest in books.mentions.items():
-        txn.put("mentions", key, owner_digest)
+    for key, owner in books.mentions.items():
+        txn.put("mentions", key, pseudonyms.made(txn, owner))
     for key in books.expiries:
         txn.put("expiries", key)
     for key, count in books.files.rows.items():
@@ -110,7 +122,7 @@ class _Books:
     """The books as they have to be. damaged: ids in records that do not decode; strict: raise Damaged for them."""
 
     def __init__(self, txn: Txn, *, strict: bool = True) -> None:
-        self.mentions: dict[bytes, bytes] = {}
+        self.mentions: dict[bytes, str] = {}
         self.expiries: set[bytes] = set()
         self.damaged: set[bytes] = set()
         self.files = adapter_files.Count()
@@ -136,7 +148,7 @@ class _Books:
         return {owner: Usage(self._cubes[owner], size) for owner, size in self._bytes.items()}
 
     def _enter(self, database: str, cube: MemCube, size: int) -> None:
-        self._bytes[cube.owner] += size + self.files.enter(cube)
+        self._bytes[cube.owner] += size * _weight(database, cube) + self.files.enter(cube)
         self._names[cube.id] |= named_in(cube)
         self._owners[cube.id] = cube.owner
         if database == "cubes":
@@ -149,7 +161,7 @@ class _Books:
         for cube_id, names in self._names.items():
             owner = self._owners.get(cube_id, "")
             for name in names - {owner if cube_id in self._alive else "", ""}:
-                self.mentions[keys.of_principal(name, cube_id)] = keys.digest(owner)
+                self.mentions[keys.of_principal(name, cube_id)] = owner
 
 
 def _readable(txn: Txn, database: str, kind: type[Record]) -> Iterator[tuple[bytes, Record]]:

@@ -1,16 +1,24 @@
 """Is the audit log whole? It is followed from its first entry on, each hash against the entry and the one before.
 
+Names are compared with the pseudonyms that the chain covers. What it cannot show: that a name is missing because
+somebody removed it and not because the person was forgotten.
+
 A part of the log is read in one transaction, so that whoever writes does not wait for all of it.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
 
 from memos_vllm.errors import BadInput, VaultUnavailable
+from memos_vllm.vault import pseudonyms
 from memos_vllm.vault.audit import HASH_BYTES, MAX_DIGITS, NOTHING, AuditLog, hash_of, head_of, number_key, row_of
 from memos_vllm.vault.base import SLICE
 from memos_vllm.vault.env import Txn
+
+_MAX_DIGITS = 19
+"""Numbers of entries have fewer; those of 19 digits may not fit their eight bytes."""
 
 Result = TypeVar("Result")
 
@@ -29,6 +37,10 @@ def problems(read: Read, anchor: str = "") -> Iterator[str]:
     chain = _Chain()
     while not chain.ended:
         yield from read(chain.follow)
+    after: bytes | None = b""
+    while after is not None:
+        found, after = read(partial(pseudonyms.problems, after=after, rows=SLICE))
+        yield from found
     yield from read(lambda txn: list(_anchored(txn, anchor)))
 
 

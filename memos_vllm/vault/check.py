@@ -1,7 +1,7 @@
 """Consistency of a vault: every record decodes, and tables, index, books, log, manifest and files agree.
 
-Records are read one by one and their rows looked up, so that a vault of any size is checked in little memory. Rows too
-many are looked for one by one only where the numbers of rows do not add up.
+Records are read one by one and their rows looked up; names and ids of all memories are held in memory meanwhile. Rows
+too many are looked for one by one only where the numbers of rows do not add up.
 """
 
 import time
@@ -13,7 +13,7 @@ from memos_vllm.cube import MemCube
 from memos_vllm.errors import VaultUnavailable
 from memos_vllm.vault import adapter_files, adapters, books, chain, index, keys, registry, snapshots
 from memos_vllm.vault.env import Txn
-from memos_vllm.vault.folder import kv_files
+from memos_vllm.vault.folder import SPARE, kv_files, ranks_of
 from memos_vllm.vault.records import Damaged, Event, KVRecord, Record, Snapshot, Uses, decode
 
 STRAY_SECONDS = 600  # a younger KV file may be on its way into the manifest
@@ -23,13 +23,17 @@ Tell = Callable[[str], object]
 
 def problems_in(txn: Txn, memory_dir: Path, tell: Tell = str) -> list[str]:
     """One line for each fault, empty when all is sound. tell: is called with the name of each part as it begins."""
+    return [*row_problems(txn, tell), *file_problems(txn, memory_dir)]
+
+
+def row_problems(txn: Txn, tell: Tell = str) -> list[str]:
+    """Faults of rows. tell: see `problems_in`."""
     found: list[str] = []
-    cubes, manifest = _Cubes(txn), _Manifest(txn, memory_dir)
+    cubes = _Cubes(txn)
     parts: dict[str, Callable[[], Iterable[str]]] = {
         "memories": cubes.run,
-        "manifest": manifest.run,
+        "manifest": _Manifest(txn).run,
         "adapters": lambda: adapters.problems(txn),
-        "files of adapters": lambda: adapter_files.problems(txn, memory_dir),
         "registry": lambda: registry.problems(txn),
         "audit log": lambda: chain.problems(lambda work: work(txn)),
         "snapshots": lambda: snapshots.problems(txn),
@@ -45,6 +49,36 @@ def problems_in(txn: Txn, memory_dir: Path, tell: Tell = str) -> list[str]:
         except VaultUnavailable as error:
             found.append(f"{name}: {error}")
     return found
+
+
+def file_problems(txn: Txn, memory_dir: Path) -> list[str]:
+    """Files that differ from their row of the manifest, or have none; one that was evicted or lost is no fault.
+
+    A server that works on them meanwhile makes and removes files between its transactions: look twice.
+    """
+    records = [record for _, record in _decodable(txn, "kv", KVRecord)]
+    doomed = [record for _, record in _decodable(txn, "doomed", KVRecord)]
+    found = [line for record in records for line in _file(memory_dir, record)]
+    found += [f"{row.path}: to be removed with its memory, but still there" for row in doomed]
+    known = {record.key for record in (*records, *doomed)}
+    named = {memory_dir / record.path for record in (*records, *doomed)}
+    youngest = time.time() - STRAY_SECONDS
+    for path in sorted((memory_dir / "kv").rglob("*")):
+        stray = path not in named and path.name.partition(".")[0] not in known
+        if stray and path.is_file() and path.stat().st_mtime < youngest:
+            found.append(f"{path.relative_to(memory_dir)}: file without a manifest row, left by a crash; remove it")
+    found += adapter_files.problems(txn, memory_dir)
+    if (memory_dir / SPARE).exists():
+        found.append(f"{SPARE}: left by a compaction that was killed; stop the server, start it and check again")
+    return found
+
+
+def _file(memory_dir: Path, record: KVRecord) -> Iterator[str]:
+    """Whether the files of a row, where all of them are there, have its size."""
+    files = kv_files(memory_dir, record)
+    size = sum(file.stat().st_size for file in files)
+    if len(files) == ranks_of(record) and size != record.bytes:
+        yield f"{record.path}: {size} bytes, kv {record.key} says {record.bytes}"
 
 
 class _Cubes:
@@ -154,22 +188,18 @@ class _Cubes:
 
 
 class _Manifest:
-    """The KV manifest, its index and the KV files."""
+    """The KV manifest and its index."""
 
-    def __init__(self, txn: Txn, memory_dir: Path) -> None:
+    def __init__(self, txn: Txn) -> None:
         self._txn = txn
-        self._dir = memory_dir
         self._kv: dict[bytes, KVRecord] = {}
 
     def run(self) -> Iterator[str]:
         self._kv = dict(_decodable(self._txn, "kv", KVRecord))
-        doomed = dict(_decodable(self._txn, "doomed", KVRecord))
         for database in ("kv", "doomed"):
             yield from _damages(self._txn, database, KVRecord)
         yield from self._rows()
         yield from self._index()
-        yield from self._files([*self._kv.values(), *doomed.values()])
-        yield from (f"{row.path}: to be removed with its memory, but still there" for row in doomed.values())
 
     def _rows(self) -> Iterator[str]:
         for key, record in self._kv.items():
@@ -201,21 +231,6 @@ class _Manifest:
         pinned = {key for key, record in self._kv.items() if record.pinned}
         pins = {key for key, _ in self._txn.scan("pins")} - unreadable
         yield from (f"pins {key.hex()}: differs from its manifest row" for key in sorted(pinned ^ pins))
-
-    def _files(self, known: Iterable[KVRecord]) -> Iterator[str]:
-        """Manifest rows have their file, of their size; files have a manifest row."""
-        for record in self._kv.values():
-            files = kv_files(self._dir, record)
-            size = sum(file.stat().st_size for file in files)
-            if self._dir / record.path not in files:
-                yield f"{record.path}: file missing, kv {record.key} names it"
-            elif size != record.bytes:
-                yield f"{record.path}: {size} bytes, kv {record.key} says {record.bytes}"
-        named = {file for record in known for file in kv_files(self._dir, record)}
-        youngest = time.time() - STRAY_SECONDS
-        for path in sorted((self._dir / "kv").rglob("*")):
-            if path.is_file() and path not in named and path.stat().st_mtime < youngest:
-                yield f"{path.relative_to(self._dir)}: file without a manifest row, left by a crash; remove it"
 
 
 def _decodable(txn: Txn, database: str, kind: type[Record], prefix: bytes = b"") -> Iterator[tuple[bytes, Record]]:

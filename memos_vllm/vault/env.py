@@ -6,6 +6,7 @@ until there is none and keeps new ones out.
 """
 
 import errno
+import logging
 import mmap
 import os
 import re
@@ -18,7 +19,8 @@ from typing import Any, NoReturn, TypeVar
 import lmdb
 import lmdb.verify
 
-from memos_vllm.errors import NotAVault, StartError, VaultFull, VaultUnavailable, VaultUnwritable
+from memos_vllm.errors import MemosError, NotAVault, StartError, VaultFull, VaultUnavailable, VaultUnwritable
+from memos_vllm.vault import meta
 from memos_vllm.vault.gate import Gate
 from memos_vllm.vault.keys import DATABASES, DUPSORT
 from memos_vllm.vault.lock import Use
@@ -26,11 +28,15 @@ from memos_vllm.vault.reserve import Reserve
 from memos_vllm.vault.together import Together
 from memos_vllm.vault.txn import RawTxn, Txn
 
-__all__ = ["Environment", "Txn", "acquire", "release", "sync"]
+__all__ = ["Environment", "Txn", "acquire", "page_problems", "release", "sync"]
+
+log = logging.getLogger(__name__)
 
 MAX_READERS = 512
 _VERIFY_BYTES = 64 << 20  # one to two seconds
 _LITTLE_SPACE = 1 << 20
+_LOOKS = 3
+"""At pages that a writer may be changing."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MISCOUNTED = re.compile(rf"main/({'|'.join(sorted(DUPSORT))}) DB: walked \d+ (branch|leaf) pages\b")
@@ -59,6 +65,8 @@ class Environment:
         self._reserve = Reserve(folder)
         self._use = Use(folder, alone=alone)
         try:
+            if readonly:
+                self._refuse_torn()
             self._env = self._open(start)
             self._prepare()
             if not readonly:
@@ -90,10 +98,17 @@ class Environment:
         """
         with self._writer:
             outcome = self._run(lambda txn: self._outcome(work, Txn(txn, self._databases)), write=True, frees=frees)
+            self._tidy(frees)
+        return outcome()
+
+    def _tidy(self, frees: bool) -> None:
+        """After a write, which stands: what fails here is tried again after the next one."""
+        try:
             self._give_back_spare()
             if frees:
                 self._reserve.fill()
-        return outcome()
+        except (MemosError, OSError) as error:
+            log.warning("The vault in %s stays larger than it should for now: %s", self.folder, error)
 
     def _outcome(self, work: Callable[[Txn], Result], txn: Txn) -> Callable[[], Result]:
         """What a caller of `work` is to get. What it raises before it has written anything calls for no abort."""
@@ -149,11 +164,7 @@ class Environment:
 
     def problems(self) -> list[str]:
         """What is wrong with the pages of the data file; no writer may change it meanwhile."""
-        try:
-            found: list[str] = lmdb.verify.verify(str(self.data_file))  # type: ignore[no-untyped-call]
-        except lmdb.verify.VerifyError as error:
-            found = [str(error)]
-        return [f"vault/data.mdb: {problem}" for problem in found if not _MISCOUNTED.match(problem)]
+        return page_problems(self.data_file)
 
     @property
     def data_file(self) -> Path:
@@ -198,7 +209,7 @@ class Environment:
     def _verify(self) -> None:
         """Refuse a truncated or overwritten file: LMDB itself would end the process with SIGBUS or an assertion.
 
-        The write transaction keeps the file still. A reader cannot do this; it relies on the writer's check.
+        The write transaction keeps the file still. A reader cannot do this; see `_refuse_torn`.
         """
 
         def work(_: RawTxn) -> list[str]:
@@ -208,6 +219,14 @@ class Environment:
         problems = [] if self.readonly else self._run(work, write=True)
         if problems:
             raise NotAVault(f"{self.folder} is damaged; restore it from a backup ({problems[0]}).")
+
+    def _refuse_torn(self) -> None:
+        """Refuse a file that lacks pages, before LMDB maps it. It may be a little short where all goes well."""
+        for _ in range(_LOOKS):
+            pages = meta.pages_bytes(self.data_file)
+            if self.data_file.stat().st_size >= pages or not (problems := self.problems()):
+                return
+        raise NotAVault(f"{self.folder} is damaged; restore it from a backup ({problems[0]}).")
 
     def _open_databases(self) -> dict[str, "lmdb._Database"]:
         def create(txn: RawTxn) -> dict[str, "lmdb._Database"]:
@@ -277,6 +296,15 @@ class Environment:
         disk = os.statvfs(self.folder)
         little = disk.f_bavail * disk.f_frsize < _LITTLE_SPACE
         return error.code in _DISK_FULL or (error.code == errno.EIO and little)
+
+
+def page_problems(data_file: Path) -> list[str]:
+    """What is wrong with the pages of a data file, which nobody changes meanwhile; LMDB does not map it."""
+    try:
+        found: list[str] = lmdb.verify.verify(str(data_file))  # type: ignore[no-untyped-call]
+    except lmdb.verify.VerifyError as error:
+        found = [str(error)]
+    return [f"vault/data.mdb: {problem}" for problem in found if not _MISCOUNTED.match(problem)]
 
 
 def _duplicates(database: str) -> dict[str, Any]:

@@ -3,36 +3,45 @@
 import fcntl
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from memos_vllm.errors import NotAVault, VaultUnwritable
-from memos_vllm.vault import migrations
+from memos_vllm.errors import NotAVault, VaultInUse, VaultUnwritable
+from memos_vllm.vault import env, migrations
 from memos_vllm.vault.env import Environment, sync
+from memos_vllm.vault.lock import Use
 from memos_vllm.vault.records import SCHEMA, KVRecord
 
 MARKER = "memos.json"
 VAULT = "vault"
 KV = "kv"
+SPARE = "vault.compact"
+"""What a compaction writes, until it takes the place of `vault/data.mdb`."""
+_RANK = re.compile(r"\.\d+of(?P<world>\d+)")
+"""In the name of a KV file, which ranks' it is."""
 _UNFINISHED = "memos.json.new"
 _UPGRADED = "memos.json.upgraded"
 _NEW_VAULT_BYTES = 1 << 20
 
 
-def prepare(path: Path, *, readonly: bool) -> None:
-    """Make sure that `path` holds a vault of this schema; a missing or empty folder becomes one.
+def prepare(path: Path, *, readonly: bool, create: bool) -> None:
+    """Make sure that `path` holds a vault of this schema. create: a missing or empty folder becomes one.
 
     Raises NotAVault and VaultUnwritable.
     """
     try:
-        if not readonly:
+        if create:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(path):
             if (path / MARKER).exists():
                 _upgrade(path, checked(path), readonly=readonly)
-            elif readonly:
+                if not readonly:
+                    _clear(path)
+            elif not create:
                 raise NotAVault(f"There is no vault in {path}; start the server with it once, or name another folder.")
             else:
                 _create(path)
@@ -85,14 +94,30 @@ def _upgrade(path: Path, schema: int, *, readonly: bool) -> None:
     sync(path)
 
 
-def page_problems(path: Path) -> list[str]:
-    """Faults of the data file's pages. Raises VaultInUse, NotAVault, StartError."""
-    checked(path)
-    env = Environment(path / VAULT, readonly=True, map_bytes=_NEW_VAULT_BYTES, max_bytes=None, alone=True)
+def _clear(path: Path) -> None:
+    """Remove what a compaction that was killed has left; it holds what was forgotten since."""
+    if (path / SPARE).exists():
+        remove_unused(path / SPARE, used=path / VAULT)
+
+
+def remove_unused(left: Path, *, used: Path) -> None:
+    """Remove a folder where nobody works on it; who does has locked the folder `used`."""
     try:
-        return env.problems()
+        use = Use(used, alone=True)
+    except VaultInUse:
+        return
+    shutil.rmtree(left, ignore_errors=True)
+    use.end()
+
+
+def page_problems(path: Path) -> list[str]:
+    """Faults of the data file's pages, found without opening it. Raises VaultInUse, NotAVault."""
+    checked(path)
+    use = Use(path / VAULT, alone=True)
+    try:
+        return env.page_problems(path / VAULT / "data.mdb")
     finally:
-        env.close()
+        use.end()
 
 
 def _create(path: Path) -> None:
@@ -103,11 +128,11 @@ def _create(path: Path) -> None:
     unfinished = mark(path, _UNFINISHED)
     (path / KV).mkdir(mode=0o700, exist_ok=True)
     (path / VAULT).mkdir(mode=0o700, exist_ok=True)
-    env = Environment(path / VAULT, readonly=False, map_bytes=_NEW_VAULT_BYTES, max_bytes=None)
+    new = Environment(path / VAULT, readonly=False, map_bytes=_NEW_VAULT_BYTES, max_bytes=None)
     try:
-        env.write(migrations.stamp)
+        new.write(migrations.stamp)
     finally:
-        env.close()
+        new.close()
     unfinished.rename(path / MARKER)
     sync(path / VAULT)
     sync(path)
@@ -124,7 +149,20 @@ def mark(path: Path, name: str = MARKER) -> Path:
 
 
 def kv_files(path: Path, record: KVRecord) -> list[Path]:
-    """The KV files of a manifest row that exist: the one it names, and those of the other ranks beside it."""
+    """The KV files of a manifest row that exist: the one it names, and those of the other ranks beside it.
+
+    Files of as many ranks as the row's: a server with another tensor-parallel size has its own beside them.
+    """
     named = path / record.path
-    beside = named.parent.iterdir() if named.parent.is_dir() else ()
-    return sorted(file for file in beside if file == named or file.name.startswith(f"{record.key}."))
+    rank = _RANK.search(named.name)
+    if rank is None:
+        return [named] if named.exists() else []
+    before, behind = named.name[: rank.start()], named.name[rank.end() :]
+    files = (named.with_name(f"{before}.{n}of{rank['world']}{behind}") for n in range(ranks_of(record)))
+    return [file for file in files if file.exists()]
+
+
+def ranks_of(record: KVRecord) -> int:
+    """How many files a manifest row has, one for each rank."""
+    found = _RANK.search(PurePosixPath(record.path).name)
+    return int(found["world"]) if found else 1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from memos_vllm.cube import MemCube
-from memos_vllm.vault import audit, books, changes, index, keys, manifest, registry, snapshots
+from memos_vllm.vault import audit, books, changes, forgotten, index, keys, manifest, pseudonyms, registry, snapshots
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.records import AdapterRecord, Event, KVRecord, Record, Snapshot
@@ -46,8 +46,9 @@ class Forgetting(KVManifest):
 
         Cubes, versions, snapshots, adapters, K/V, index rows, uses, grants in both directions, registry entries. Events
         and audit entries stay, without the name. KV files and adapters' are unlinked when this returns. Where the actor
-        is the principal, the audit entry names nobody. No row can be read any more; bytes of removed rows may lie in
-        free pages of the data file until it is written anew (`backup.compact`).
+        is the principal, the audit entry names nobody. What other threads and processes have under way for them is
+        refused when they want to store it; for that, a digest of the name stays for an hour. No row can be read any
+        more; bytes of removed rows may lie in free pages of the data file until it is written anew (`backup.compact`).
         """
         report = self._change(lambda txn: _forget(txn, principal, actor), frees=True, adds=False)
         self._bury()
@@ -56,12 +57,23 @@ class Forgetting(KVManifest):
     def traces_of(self, principal: str) -> dict[str, int]:
         """How many rows of each database belong to a principal or name them; empty after `forget`.
 
-        Reads the whole vault. Names inside texts are content and not looked for.
+        It costs what is theirs, however large the vault: `vault check` shows that the rows which name somebody are all
+        listed under them. Names inside texts are content and not looked for.
         """
+        return self._env.read(lambda txn: {name: count for name, count in _own(txn, principal).items() if count})
+
+    def traces_anywhere(self, principal: str) -> dict[str, int]:
+        """The same, found by reading every row of the vault."""
         return self._env.read(lambda txn: {name: count for name, count in _traces(txn, principal).items() if count})
+
+    def sweep_forgotten(self) -> None:
+        """Let go of the digests of those who were forgotten a while ago."""
+        if self._env.read(forgotten.any_over):
+            self._writable().write(forgotten.sweep)
 
 
 def _forget(txn: Txn, principal: str, actor: str) -> ForgetReport:
+    forgotten.note(txn, principal, whole=True)
     index_rows = index.rows_of(txn, principal)
     cubes = list(cubes_under(txn, "owners", principal))
     versions = sum(len(versions_of(txn, cube)) - 1 for cube in cubes)
@@ -76,7 +88,7 @@ def _forget(txn: Txn, principal: str, actor: str) -> ForgetReport:
     txn.delete("statistics", keys.digest(principal))
     detail = {"cubes": len(cubes), "versions": versions, "snapshots": dropped, "grants": grants}
     audit.append(txn, actor=actor, action="forget", owner=principal, detail=detail)
-    removed, names = registry.forget(txn, principal), audit.forget(txn, principal)
+    removed, names = registry.forget(txn, principal), pseudonyms.forget(txn, principal)
     return ForgetReport(len(cubes), versions, tuple(kv_keys), index_rows, dropped, grants, mentions, removed, names)
 
 
@@ -90,16 +102,23 @@ def _leave(txn: Txn, principal: str, actor: str) -> int:
 
 def _unname(txn: Txn, principal: str) -> int:
     """Take the name out of events, versions and copies of cubes; returns how many cubes those were."""
-    rows = list(txn.scan("mentions", keys.digest(principal)))
-    for key, owner_digest in rows:
+    rows, copies = list(txn.scan("mentions", keys.digest(principal))), []
+    for key, owner in rows:
         cube_id = key[keys.ID_BYTES :].hex()
         _unname_events(txn, principal, cube_id)
         _unname_cubes(txn, principal, cube_id)
-        for place, copy in list(snapshots.copies_of(txn, owner_digest, cube_id)):
+        for place, copy in _copies(txn, owner, cube_id):
             books.put_cube(txn, "snapshot_cubes", place, _without(copy, principal))
-            snapshots.recount(txn, place[: -keys.ID_BYTES])
+            copies.append(place)
         txn.delete("mentions", key)
+    snapshots.recount(txn, copies)
     return len(rows)
+
+
+def _copies(txn: Txn, owner: bytes, cube_id: str) -> list[tuple[bytes, MemCube]]:
+    """Copies of a cube in snapshots of its owner, of whom a row of `mentions` holds the pseudonym."""
+    name = pseudonyms.name_of(txn, owner)
+    return [] if name is None else list(snapshots.copies_of(txn, keys.digest(name), cube_id))
 
 
 def _unname_events(txn: Txn, principal: str, cube_id: str) -> None:
@@ -128,21 +147,44 @@ def _without(cube: MemCube, principal: str) -> MemCube:
     return MemCube(msgspec.structs.replace(header, access=access, author=author), cube.payload)
 
 
+def _own(txn: Txn, principal: str) -> Counter[str]:
+    """What lies under a principal's digest, and what their rows of `owners` and `mentions` lead to."""
+    found = _listed(txn, principal)
+    found["audit"] = pseudonyms.traces(txn, principal)
+    cubes = list(cubes_under(txn, "owners", principal))
+    found["cubes"], found["versions"] = len(cubes), sum(len(versions_of(txn, cube)) - 1 for cube in cubes)
+    found["kv"] = sum(len(manifest.rows_of(txn, cube.id)) for cube in cubes) + found["kv_cubes"]
+    for key, owner in txn.scan("mentions", keys.digest(principal)):
+        cube_id = key[keys.ID_BYTES :].hex()
+        found["events"] += sum(event.actor == principal for event in events_of(txn, cube_id))
+        cube = find(txn, cube_id)
+        found["versions"] += sum(_names(held, principal) for held in (versions_of(txn, cube) if cube else ()))
+        found["snapshot_cubes"] += sum(_names(copy, principal) for _, copy in _copies(txn, owner, cube_id))
+    found["events"] += sum(event.actor == principal for cube in cubes for event in events_of(txn, cube.id))
+    return found
+
+
 def _traces(txn: Txn, principal: str) -> Counter[str]:
-    found = Counter(dict.fromkeys(_BY_PRINCIPAL, 0))
-    for database in _BY_PRINCIPAL:
-        found[database] = sum(1 for _ in txn.scan(database, keys.digest(principal)))
+    found = _listed(txn, principal)
     for database in books.CUBE_DATABASES:
         found[database] = max(found[database], sum(_names(cube, principal) for cube in _all(txn, database, MemCube)))
     found["events"] = sum(event.actor == principal for event in _all(txn, "events", Event))
     found["snapshots"] = sum(snapshot.owner == principal for snapshot in _all(txn, "snapshots", Snapshot))
-    for database in ("kv", "doomed"):
-        found[database] = sum(record.owner == principal for record in _all(txn, database, KVRecord))
+    found["kv"] = sum(record.owner == principal for record in _all(txn, "kv", KVRecord))
     found["adapters"] = sum(record.owner == principal for record in _all(txn, "adapters", AdapterRecord))
+    digest = keys.digest(principal)
+    found["mentions"] += sum(digest in value for _, value in txn.scan("mentions"))
+    found["audit"] = pseudonyms.traces(txn, principal) + pseudonyms.bearing(txn, principal)
+    return found
+
+
+def _listed(txn: Txn, principal: str) -> Counter[str]:
+    """Rows whose keys begin with a principal's digest, and those of the small databases."""
+    found = Counter({name: sum(1 for _ in txn.scan(name, keys.digest(principal))) for name in _BY_PRINCIPAL})
+    found["doomed"] = sum(record.owner == principal for record in _all(txn, "doomed", KVRecord))
     found["kv_cubes"] = sum(1 for _ in txn.scan("kv_cubes", keys.pieces_of(principal)))
     found["index"] = index.rows_of(txn, principal)
     found["registry"] = registry.traces(txn, principal)
-    found["audit"] = audit.traces(txn, principal)
     return found
 
 

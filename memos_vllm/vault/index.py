@@ -1,6 +1,9 @@
 """The inverted index that search reads, written in the transaction that changes the cubes. Layout: see `postings`."""
 
+import unicodedata
 from collections.abc import Iterable, Iterator
+
+import Stemmer
 
 from memos_vllm.cube import MemCube
 from memos_vllm.errors import VaultUnavailable
@@ -70,15 +73,15 @@ def partition_of(txn: Txn, principal: str) -> Partition | None:
 
 
 def is_current(txn: Txn) -> bool:
-    """Whether the index has this version's layout; if not, `rebuild` it."""
-    return txn.get("meta", _FORMAT) == NUMBER.pack(FORMAT)
+    """Whether the index has this version's layout and words; if not, `rebuild` it."""
+    return txn.get("meta", _FORMAT) == _format()
 
 
 def rebuild(txn: Txn) -> int:
     """Make the index anew from the cubes, and return how many are in it. Vectors of unchanged cubes stay."""
     for database in ("partitions", "entries", "terms"):
         txn.clear(database)
-    txn.put("meta", _FORMAT, NUMBER.pack(FORMAT))
+    txn.put("meta", _FORMAT, _format())
     searched = set()
     for cube in _cubes(txn):
         if is_searched(cube):
@@ -152,6 +155,11 @@ class _Check:
         vectors = self._txn.count("vectors") + self._txn.count("unembedded")
         if self.complete and vectors != self._awaited:
             yield f"index: {vectors} rows in vectors and unembedded, not {self._awaited}"
+
+
+def _format() -> bytes:
+    """The layout, and what makes words of a text: another stemmer or Unicode makes others."""
+    return NUMBER.pack(FORMAT) + f"{Stemmer.version()} {unicodedata.unidata_version}".encode()
 
 
 def _cubes(txn: Txn) -> Iterator[MemCube]:

@@ -24,7 +24,7 @@
     audit           sequence                 8             hash-chained log
     audit_owners    principal + sequence     16 + 8        log entries about an owner's cubes
     pseudonyms      principal                16            what stands for a principal in the log
-    names           pseudonym                16            the principal a pseudonym stands for
+    names           pseudonym                16            salt, and the principal a pseudonym stands for
     adapters        id                       16            name and active version of an adapter
     adapter_names   principal + digest(name) 16 + 16       the adapter that a principal may call so, as `owner/name`
     adapter_ids     id + version             16 + 4        number of a version that has its weights

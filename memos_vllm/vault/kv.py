@@ -2,18 +2,22 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from memos_vllm.cube import MemCube, checked_id
-from memos_vllm.errors import BadInput, Conflict, NotFound
-from memos_vllm.vault import adapter_files, folder, manifest, tables
+from memos_vllm.errors import BadInput, Conflict, MemosError, NotFound
+from memos_vllm.vault import adapter_files, folder, forgotten, keys, manifest, tables
 from memos_vllm.vault.base import Opened
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.records import KVRecord, Uses
 
 log = logging.getLogger(__name__)
+
+_BURIED = 64
+"""Rows whose files one transaction unlinks, while other writes wait."""
 
 
 class KVManifest(Opened):
@@ -21,11 +25,13 @@ class KVManifest(Opened):
 
     _known: tuple[int, frozenset[str]] | None = None
 
-    def put_kv(self, record: KVRecord) -> None:
+    def put_kv(self, record: KVRecord, *, since: float | None = None) -> None:
         """Commit KV files that lie at their path already to the manifest.
 
-        They are pinned where their cube is. Raises NotFound where the cube is gone or has a newer version (unlink the
-        files then), Conflict where it has another owner or the file is missing, BadInput where the path leaves `kv/`.
+        They are pinned where their cube is. since: when they were asked for (Unix seconds), for those of no cube.
+        Raises NotFound where the cube is gone or has a newer version, Forgotten where the owner was forgotten since
+        (unlink the files then), Conflict where it has another owner or the file is missing, BadInput where the path
+        leaves `kv/`.
         """
         _check_path(record.path)
 
@@ -35,6 +41,8 @@ class KVManifest(Opened):
                 cube = tables.newest(txn, record.cube_id)
                 _check_cube(cube, record)
                 pinned = manifest.is_pinned(cube)
+            elif record.owner and since is not None:
+                forgotten.check(txn, record.owner, since)
             if not (self.path / record.path).exists():
                 raise Conflict(f"There is no KV file {record.path}; write it first.")
             manifest.put(txn, msgspec.structs.replace(record, pinned=pinned))
@@ -110,16 +118,25 @@ class KVManifest(Opened):
         return self._env.read(lambda txn: {cube_id: tables.uses_of(txn, checked_id(cube_id)) for cube_id in ids})
 
     def _bury(self) -> None:
-        """Unlink the files of removed rows, inside the transaction that forgets them: none can name them meanwhile."""
+        """Unlink the files of removed rows, inside the transactions that forget them: none can name them meanwhile.
 
-        def work(txn: Txn) -> None:
-            for record in manifest.rows(txn, "doomed"):
-                if all(map(_unlinked, folder.kv_files(self.path, record))):
+        The removal of the rows is on disk already: what fails here is logged, and tried again at the next chance.
+        """
+
+        def work(rows: list[KVRecord], txn: Txn) -> None:
+            for record in rows:
+                stored = txn.get("doomed", keys.digest(record.key)) is not None
+                if stored and all(map(_unlinked, folder.kv_files(self.path, record))):
                     manifest.forget(txn, record)
-            adapter_files.bury(txn, self.path)
 
-        if self._env.read(lambda txn: txn.count("doomed") + txn.count("adapter_doomed")):
-            self._env.write(work, frees=True)
+        try:
+            doomed = self._env.read(lambda txn: manifest.rows(txn, "doomed") if txn.count("doomed") else [])
+            for first in range(0, len(doomed), _BURIED):
+                self._env.write(partial(work, doomed[first : first + _BURIED]), frees=True)
+            if self._env.read(lambda txn: txn.count("adapter_doomed")):
+                self._env.write(lambda txn: adapter_files.bury(txn, self.path), frees=True)
+        except MemosError as error:
+            log.error("files of removed rows stay for now: %s", error)
 
 
 def _unlinked(file: Path) -> bool:

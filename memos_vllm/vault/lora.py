@@ -145,7 +145,7 @@ class Adapters(KVManifest):
             cube = tables.newest(txn, cube_id)
             changes.remove(txn, cube, actor)
             if snapshots_too:
-                snapshots.strike(txn, cube)
+                snapshots.strike(txn, [cube])
 
         self._change(work, frees=True, adds=False)
         self._bury()
@@ -196,7 +196,7 @@ def lose(txn: Txn, cube_id: str, digest: str) -> None:
             copy = tables.decoded(stored, MemCube, "snapshot_cubes", key)
             if _digest(copy) == digest:
                 books.put_cube(txn, "snapshot_cubes", key, _without_files(copy))
-                snapshots.recount(txn, key[: -keys.ID_BYTES])
+                snapshots.recount(txn, [key])
 
 
 def _take_files(txn: Txn, version: MemCube, *, newest: bool) -> None:

@@ -46,11 +46,22 @@ def stamp(txn: Txn) -> None:
 
 
 def refresh(env: Environment) -> None:
-    """Make the search index anew where another version of it was left behind. Raises VaultFull, VaultUnavailable."""
+    """Make search index and books anew where another version of them was left behind.
+
+    Raises VaultFull, VaultUnavailable.
+    """
     if env.read(index.is_current):
         return
     log.warning("The search index of %s is of another version and is made anew.", env.folder.parent)
-    env.write(index.rebuild)
+    env.write(_remake)
+
+
+def _remake(txn: Txn) -> None:
+    try:
+        books.rebuild(txn)
+    except Damaged as damage:
+        raise VaultUnavailable(f"A record is damaged ({damage}); restore a backup.") from damage
+    index.rebuild(txn)
 
 
 def migrate(folder: Path) -> None:

@@ -7,7 +7,7 @@ import msgspec
 
 from memos_vllm.cube import Grant, MemCube, Namespace, Right, Scalar, State
 from memos_vllm.errors import BadInput, Conflict
-from memos_vllm.vault import audit, changes, states, versions
+from memos_vllm.vault import audit, changes, forgotten, snapshots, states, versions
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.tables import newest, revision
@@ -54,16 +54,17 @@ class TransferStep(_Step, frozen=True, tag="transfer"):
 
 
 class PurifyStep(_Step, frozen=True, tag="purify"):
-    """Make a cleaned text the next version of a cube, and remove the versions before it."""
+    """Make a cleaned text the next version of a cube, remove those before it, and clean its copies in snapshots."""
 
     id: str
     text: str
 
 
 class DeleteStep(_Step, frozen=True, tag="delete"):
-    """Remove a cube."""
+    """Remove a cube. snapshots: and its copies in its owner's snapshots, which could bring it back."""
 
     id: str
+    snapshots: bool = False
 
 
 class GrantStep(_Step, frozen=True, tag="grant"):
@@ -102,18 +103,27 @@ class Pipelines(KVManifest):
     """The part of a vault that runs pipelines."""
 
     def pipeline(
-        self, steps: Sequence[Step], *, actor: str, permit: Permit | None = None, seen: int | None = None
+        self,
+        steps: Sequence[Step],
+        *,
+        actor: str,
+        permit: Permit | None = None,
+        seen: int | None = None,
+        since: float | None = None,
     ) -> list[MemCube]:
         """Apply steps in order, in one transaction, and return the cube that each has left; a deleted one as it was.
 
         permit: asked about each cube that a step touches, as it is before that step, inside the transaction.
         seen: the actor's `revision` that the steps were decided on; raises Conflict where it is another now.
+        since: when the actor asked for it (Unix seconds); raises Forgotten where their memories were deleted since.
         Raises what the steps and `permit` raise, BadInput for a list that is no pipeline; then nothing was done.
         """
         if not 1 <= len(steps) <= MAX_STEPS:
             raise BadInput(f"A pipeline has 1 to {MAX_STEPS} steps, not {len(steps)}.")
 
         def work(txn: Txn) -> list[MemCube]:
+            if since is not None:
+                forgotten.check(txn, actor, since)
             if seen is not None and revision(txn, actor) != seen:
                 raise Conflict("Memories have changed meanwhile; read them again.")
             run = _Run(txn, actor, permit)
@@ -149,6 +159,8 @@ class _Run:
             case DeleteStep():
                 cube = self._found(step.id, step)
                 changes.remove(self._txn, cube, self._actor)
+                if step.snapshots:
+                    snapshots.strike(self._txn, [cube])
             case GrantStep():
                 cube = self._grant(step)
             case EditStep():
@@ -175,10 +187,12 @@ class _Run:
             fields = versions.given_fields(happened=step.happened, tags=step.tags)
             new = versions.following(old, step.text, self._actor, step.operation, metadata=step.metadata, **fields)
         changes.supersede(self._txn, old, new, self._actor)
+        if new.header.operation == "purify":
+            snapshots.purify(self._txn, new)
         return new
 
     def _merge(self, step: MergeStep) -> MemCube:
-        cubes = [self._found(cube_id, step) for cube_id in step.ids]
+        cubes = [self._found(cube_id, step) for cube_id in dict.fromkeys(map(self._resolved, step.ids))]
         new = versions.merged(cubes, step.text, self._actor)
         for cube in cubes:
             states.check_transition(cube.header.state, "merged")

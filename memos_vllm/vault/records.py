@@ -103,8 +103,10 @@ class AdapterRecord(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What an owner's cubes take up. bytes: of stored cubes with their older versions and the copies in snapshots,
-    and of the files of adapters.
+    """What an owner's cubes take up.
+
+    bytes: of stored cubes with their older versions and the copies in snapshots, and of the files of adapters; a cube
+    counts once more for each grant, for what it adds to the search index of whom it is shared with.
     """
 
     cubes: int = 0

@@ -3,7 +3,8 @@
 A snapshot holds copies, so it brings back cubes that were deleted since; it goes with its owner, and when dropped.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import msgspec
@@ -94,6 +95,15 @@ class TimeMachine(KVManifest):
         self._bury()
         return restored
 
+    def copies_of(self, cubes: Sequence[MemCube]) -> int:
+        """How many copies of cubes, which may be deleted, lie in their owners' snapshots."""
+
+        def held(part: Sequence[MemCube], txn: Txn) -> int:
+            return sum(1 for cube in part for _ in copies_of(txn, keys.digest(cube.owner), cube.id))
+
+        parts = (cubes[first : first + SLICE] for first in range(0, len(cubes), SLICE))
+        return sum(self._env.read(partial(held, part)) for part in parts)
+
     def as_of(
         self, owner: str, at: str, *, namespace: Namespace | None = None, limit: int | None = None, after: str = ""
     ) -> list[MemCube]:
@@ -148,11 +158,25 @@ def drop_all(txn: Txn, owner: str) -> int:
     return len(dropped)
 
 
-def strike(txn: Txn, cube: MemCube) -> None:
-    """Remove a cube's copies from its owner's snapshots."""
-    for key in [key for key, _ in copies_of(txn, keys.digest(cube.owner), cube.id)]:
-        books.drop_cube(txn, "snapshot_cubes", key, cube.owner)
-        recount(txn, key[: -keys.ID_BYTES])
+def strike(txn: Txn, cubes: Iterable[MemCube]) -> int:
+    """Remove the copies of cubes from their owners' snapshots; returns how many there were."""
+    struck = []
+    for cube in cubes:
+        places = [key for key, _ in copies_of(txn, keys.digest(cube.owner), cube.id)]
+        for key in places:
+            books.drop_cube(txn, "snapshot_cubes", key, cube.owner)
+        struck += places
+    recount(txn, struck)
+    return len(struck)
+
+
+def purify(txn: Txn, cube: MemCube) -> None:
+    """Let the copies of a cube in its owner's snapshots have its present content, and keep the state that they had."""
+    copies = list(copies_of(txn, keys.digest(cube.owner), cube.id))
+    for key, copy in copies:
+        header = msgspec.structs.replace(cube.header, state=copy.header.state)
+        books.put_cube(txn, "snapshot_cubes", key, MemCube(header, cube.payload))
+    recount(txn, [key for key, _ in copies])
 
 
 def copies_of(txn: Txn, owner_digest: bytes, cube_id: str) -> Iterator[tuple[bytes, MemCube]]:
@@ -164,12 +188,13 @@ def copies_of(txn: Txn, owner_digest: bytes, cube_id: str) -> Iterator[tuple[byt
             yield key, copy
 
 
-def recount(txn: Txn, key: bytes) -> None:
-    """Let a snapshot's row say what it holds, after a copy changed."""
-    snapshot = load(txn, "snapshots", key, Snapshot)
-    if snapshot is not None:
-        count, size = _size(txn, key)
-        store(txn, "snapshots", key, msgspec.structs.replace(snapshot, cubes=count, bytes=size))
+def recount(txn: Txn, copies: Iterable[bytes]) -> None:
+    """Let the rows of snapshots say what they hold, after these copies changed; it reads each snapshot once."""
+    for key in {copy[: -keys.ID_BYTES] for copy in copies}:
+        snapshot = load(txn, "snapshots", key, Snapshot)
+        if snapshot is not None:
+            count, size = _size(txn, key)
+            store(txn, "snapshots", key, msgspec.structs.replace(snapshot, cubes=count, bytes=size))
 
 
 def problems(txn: Txn) -> Iterator[str]:

@@ -11,6 +11,7 @@ from memos_vllm.vault import (
     books,
     changes,
     folder,
+    forgotten,
     keys,
     manifest,
     migrations,
@@ -23,7 +24,7 @@ from memos_vllm.vault import (
 from memos_vllm.vault.backup import Keeper
 from memos_vllm.vault.base import SLICE
 from memos_vllm.vault.chain import VerifiedLog
-from memos_vllm.vault.check import Tell, problems_in
+from memos_vllm.vault.check import Tell, file_problems, problems_in, row_problems
 from memos_vllm.vault.env import Environment, Txn, acquire, release
 from memos_vllm.vault.forgetting import Forgetting
 from memos_vllm.vault.lora import Adapters
@@ -65,16 +66,23 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry,
 
     @classmethod
     def open(
-        cls, path: Path, *, readonly: bool = False, map_bytes: int = START_MAP_BYTES, max_bytes: int | None = None
+        cls,
+        path: Path,
+        *,
+        readonly: bool = False,
+        create: bool = True,
+        map_bytes: int = START_MAP_BYTES,
+        max_bytes: int | None = None,
     ) -> Self:
-        """The vault in the memory directory `path`; a missing or empty one becomes a new vault.
+        """The vault in the memory directory `path`; a missing or empty one becomes a new vault, if it may.
 
+        create: whether it may; readonly never does.
         map_bytes: size of the LMDB map at the start; it doubles by itself. max_bytes: its limit, None for the disk's.
         Where this process has the same vault open already, both share one map and the first caller's sizes hold.
         Raises NotAVault, VaultUnwritable, StartError.
         """
         path = Path(path).absolute()
-        folder.prepare(path, readonly=readonly)
+        folder.prepare(path, readonly=readonly, create=create and not readonly)
         env = acquire(path / folder.VAULT, readonly=readonly, map_bytes=map_bytes, max_bytes=max_bytes)
         vault = cls(path, env, readonly=readonly)
         if not readonly:
@@ -115,22 +123,26 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry,
         metadata: Mapping[str, Scalar] | None = None,
         happened: str | None = None,
         tags: Iterable[str] | None = None,
+        expires: str | None = None,
         expect: int | None = None,
     ) -> MemCube:
         """Store and return the next version of a cube; K/V of another text go with it.
 
-        operation: `overwrite` the text; `append` a line; `merge` the lines that it lacks; `purify`: overwrite it and
-        remove the versions before.
-        metadata: these keys replace those of the same name; happened, tags: None leaves them as they are.
-        expect: the version that the caller saw. Raises NotFound, BadInput, TooLarge, Conflict.
+        operation: `overwrite` the text; `append` a line; `merge` the lines that it lacks; `purify`: overwrite it,
+        remove the versions before, and let copies in snapshots have the new text.
+        metadata: these keys replace those of the same name; happened, tags, expires: None leaves them as they are.
+        expires: "" takes it away. expect: the version that the caller saw.
+        Raises NotFound, BadInput, TooLarge, Conflict.
         """
-        fields = versions.given_fields(happened=happened, tags=None if tags is None else tuple(tags))
+        fields = versions.given_fields(happened=happened, tags=None if tags is None else tuple(tags), expires=expires)
 
         def work(txn: Txn) -> MemCube:
             old = tables.newest(txn, cube_id)
             versions.check_seen(old, expect)
             new = versions.following(old, text, actor, operation, metadata=metadata, **fields)
             changes.supersede(txn, old, new, actor)
+            if operation == "purify":
+                snapshots.purify(txn, new)
             return new
 
         updated = self._change(work)
@@ -257,6 +269,7 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry,
         """
 
         def find(txn: Txn) -> tuple[Cubes, KVRecords]:
+            forgotten.note(txn, owner, whole=False)
             return list(tables.cubes_under(txn, "owners", owner)), manifest.pieces_of(txn, owner)
 
         return self._delete(find, actor, snapshots)
@@ -343,8 +356,14 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry,
         files of adapters against their digests.
         """
         if self.readonly:
-            return self._env.read(lambda txn: problems_in(txn, self.path, tell))
+            found = self._env.read(lambda txn: row_problems(txn, tell))
+            files = self._env.read(self._file_problems)
+            still = set(self._env.read(self._file_problems)) if files else set()
+            return [*found, *(line for line in files if line in still)]
         return self._env.write(lambda txn: self._env.problems() or problems_in(txn, self.path, tell))
+
+    def _file_problems(self, txn: Txn) -> Problems:
+        return file_problems(txn, self.path)
 
     def stats(self) -> dict[str, int]:
         """Numbers of rows, and bytes of KV files, pages in use and map (`max_bytes` 0: no limit)."""
@@ -374,8 +393,8 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry,
             gone = manifest.doom_all(txn, pieces)
             for cube in cubes:
                 gone += [record.key for record in changes.remove(txn, cube, actor)]
-                if with_snapshots:
-                    snapshots.strike(txn, cube)
+            if with_snapshots:
+                snapshots.strike(txn, cubes)
             return len(cubes), gone
 
         deleted = self._change(work, frees=True)

@@ -170,14 +170,18 @@ def test_a_snapshot_brings_memories_back(client: httpx.Client) -> None:
     assert (taken["name"], taken["memories"]) == ("before the move", 2)
     refusal(client.post("/v1/snapshots", json={"name": "before the move"}), 409)
     put(client, kept, text="The bike is blue.")
-    client.delete(f"/v1/memories/{gone}")
+    assert client.delete(f"/v1/memories/{gone}").json()["in_snapshots"] == 1
+    pin = add(client, text="The pin is 4711.")["id"]
+    client.post("/v1/snapshots", json={"name": "with the pin"})
+    assert client.delete(f"/v1/memories/{pin}", params={"snapshots": True}).json()["in_snapshots"] == 0
+    assert client.post("/v1/snapshots/with%20the%20pin/restore").json()["revived"] == []
     late = add(client, text="The flat is in Lisbon.")["id"]
     restored = client.post("/v1/snapshots/before%20the%20move/restore").json()
     assert [memory["memory"] for memory in restored["results"]] == ["The bike is red."]
     assert [memory["memory"] for memory in restored["revived"]] == ["The cat is Tilda."]
     assert [memory["id"] for memory in restored["archived"]] == [late]
     assert sorted(found(client, "red cat Lisbon bike")) == ["The bike is red.", "The cat is Tilda."]
-    assert [snapshot["name"] for snapshot in client.get("/v1/snapshots").json()["results"]] == ["before the move"]
+    assert client.get("/v1/snapshots").json()["results"][0]["name"] == "before the move"
     assert client.delete("/v1/snapshots/before%20the%20move").status_code == 200
     refusal(client.delete("/v1/snapshots/before%20the%20move"), 404)
 

@@ -1,20 +1,23 @@
 """A process that works on a vault until it is killed: mixed traffic, each call announced and acknowledged on stdout.
 
-    python -m tests.unit.crash_child DIR NAME SEED
+    python -m tests.unit.crash_child DIR NAME,NAME,… SEED
 
-Waits for a line on stdin. Then, for each call, a line of JSON tells what will have changed when it has returned, and a
-line `done SEQ:HASH` that it has, with the head of the audit log. Everything in here belongs to owners and labels that
-begin with NAME, so that several children work side by side.
+Waits for a line on stdin. Then a thread for each name makes calls: a line `NAME JSON` tells what will have changed when
+a call has returned, and a line `NAME done SEQ:HASH` that it has, with the head of the audit log. Everything belongs to
+owners and labels that begin with NAME, so that all of them work side by side, and their writes share transactions.
 """
 
 import json
 import random
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from memos_vllm.cube import MemCube, State
+from memos_vllm.errors import Conflict
 from memos_vllm.vault import KVRecord, Vault
 from memos_vllm.vault.pipeline import (
     AddStep,
@@ -47,9 +50,13 @@ def label_of(text: str) -> str:
     return text.split(" ", 1)[0]
 
 
-def tell(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+_telling = threading.Lock()
+
+
+def tell(name: str, line: str) -> None:
+    with _telling:
+        sys.stdout.write(f"{name} {line}\n")
+        sys.stdout.flush()
 
 
 class Child:
@@ -67,18 +74,18 @@ class Child:
 
     def run(self) -> None:
         calls = [self.add, self.add, self.update, self.rollback, self.share, self.transition, self.pipeline]
-        calls += [self.kv, self.snapshot, self.delete, self.update, self.add]
+        calls += [self.kv, self.snapshot, self.delete, self.update, self.add, self.refused, self.use]
         while True:
-            if self.rng.random() < 0.02:
-                self.forget()
+            if self.rng.random() < 0.03:
+                self.rng.choice([self.forget, self.empty])()
             else:
                 self.rng.choice(calls)()
 
     def call(self, work: Callable[[], object], cubes: dict[str, Seen | None], **more: Any) -> None:
         """Announce what `work` changes, do it, acknowledge it."""
-        tell(json.dumps({"cubes": cubes, **more}))
+        tell(self.name, json.dumps({"cubes": cubes, **more}))
         work()
-        tell(f"done {self.vault.log_head()}")
+        tell(self.name, f"done {self.vault.log_head()}")
         self.held = {label: held for label, held in (self.held | cubes).items() if held is not None}
 
     def label(self) -> str:
@@ -198,6 +205,24 @@ class Child:
         if label := self.pick(states=("generated", "activated", "merged", "archived")):
             self.call(lambda: self.vault.delete(self.ids[label], actor="someone"), {label: None})
 
+    def refused(self) -> None:
+        """One that writes nothing, and one that has to be undone; others share their transactions."""
+        if label := self.pick():
+            with suppress(Conflict):
+                self.vault.update(self.ids[label], "never", actor="someone", expect=10**6)
+            steps = [UpdateStep(self.ids[label], "never"), UpdateStep(self.ids[label], "never", expect=10**6)]
+            with suppress(Conflict):
+                self.vault.pipeline(steps, actor="someone")
+
+    def use(self) -> None:
+        if label := self.pick():
+            self.vault.add_uses({self.ids[label]: 1}, 0.0)
+
+    def empty(self) -> None:
+        owner = self.rng.choice(self.owners)
+        after: dict[str, Seen | None] = {label: None for label, held in self.held.items() if held["owner"] == owner}
+        self.call(lambda: self.vault.delete_owner(owner, actor=owner), after)
+
     def forget(self) -> None:
         owner = self.rng.choice(self.owners)
         after: dict[str, Seen | None] = {}
@@ -212,4 +237,6 @@ class Child:
 
 if __name__ == "__main__":
     sys.stdin.readline()
-    Child(Vault.open(Path(sys.argv[1]), map_bytes=65536), sys.argv[2], int(sys.argv[3])).run()
+    vault = Vault.open(Path(sys.argv[1]), map_bytes=65536)
+    for name in sys.argv[2].split(","):
+        threading.Thread(target=Child(vault, name, int(sys.argv[3])).run).start()

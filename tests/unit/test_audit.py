@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memos_vllm.cube import Scalar, new_id
 from memos_vllm.errors import BadInput, VaultUnavailable
-from memos_vllm.vault import audit, chain
+from memos_vllm.vault import audit, chain, pseudonyms
 from memos_vllm.vault.audit import LogEntry, LogQuery
 from memos_vllm.vault.env import Environment, Txn
 from tests.unit.vault_cases import TINY_MAP
@@ -212,11 +212,11 @@ def test_forgotten_names_are_gone_and_the_chain_holds(env: Environment) -> None:
         audit.append(txn, actor="ops", action="forget", target="maya", owner="maya")
 
     env.write(work)
-    assert b"maya" in everything(env) and env.read(lambda txn: audit.traces(txn, "maya")) > 0
+    assert b"maya" in everything(env) and env.read(lambda txn: pseudonyms.bearing(txn, "maya")) > 0
     before = [entry.hash for entry in log(env)]
-    assert env.write(lambda txn: audit.forget(txn, "maya")) == 4
+    assert env.write(lambda txn: pseudonyms.forget(txn, "maya")) == 4
     assert b"maya" not in everything(env) and b"Oslo" not in everything(env)
-    assert env.read(lambda txn: audit.traces(txn, "maya")) == 0
+    assert env.read(lambda txn: pseudonyms.bearing(txn, "maya")) == 0
     assert problems(env) == [] and [entry.hash for entry in log(env)] == before
     first, second, third, fourth, last = log(env)
     assert first.actor == first.owner == third.owner == last.owner and first.actor.startswith("forgotten:")
@@ -225,9 +225,34 @@ def test_forgotten_names_are_gone_and_the_chain_holds(env: Environment) -> None:
     assert log(env, LogQuery(owner="maya")) == []
 
 
+def test_a_name_that_was_changed_is_found(env: Environment) -> None:
+    """Who did it is in the chain by a pseudonym, which only the right name makes."""
+    fill(env, 4)
+    assert problems(env) == []
+    kept = env.read(lambda txn: dict(txn.scan("names")))
+    (one, held), (other, theirs) = list(kept.items())[:2]
+
+    def swap(txn: Txn) -> None:
+        txn.put("names", one, theirs)
+        txn.put("names", other, held)
+
+    env.write(swap)
+    assert sorted(problems(env)) == sorted(
+        f"names {pseudonym.hex()}: changed, it does not make its pseudonym" for pseudonym in (one, other)
+    )
+    env.write(lambda txn: txn.put_dups("names", list(kept.items())))
+    env.write(lambda txn: txn.put("names", one, kept[one][:-1] + b"?"))
+    assert problems(env) == [f"names {one.hex()}: changed, it does not make its pseudonym"]
+    env.write(lambda txn: txn.delete("names", one))
+    assert problems(env) == [f"names {one.hex()}: missing"]
+    env.write(lambda txn: txn.put("names", one, kept[one]))
+    env.write(lambda txn: txn.put("names", bytes(16), kept[one]))
+    assert problems(env) == ["names: 1 rows without a pseudonym"]
+
+
 def test_someone_who_comes_back_is_someone_else(env: Environment) -> None:
     fill(env, 4)
-    env.write(lambda txn: audit.forget(txn, "maya"))
+    env.write(lambda txn: pseudonyms.forget(txn, "maya"))
     fill(env, 1)
     assert [entry.seq for entry in log(env, LogQuery(actor="maya"))] == [5]
     assert problems(env) == []

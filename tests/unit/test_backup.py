@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from memos_vllm.errors import BackupFailed, NotAVault, VaultInUse
@@ -58,8 +59,10 @@ def filled(path: Path) -> None:
     with Vault.open(path) as vault:
         tea, _, jam = add(vault, "tea", "milk", "jam")
         vault.update(tea.id, "green tea", actor="maya")
-        (path / "kv" / "k1.rank1.safetensors").write_bytes(b"")
-        vault.put_kv(kv_for(vault, vault.get(tea.id), "k1"))
+        (path / "kv" / "k1.1of2.safetensors").write_bytes(b"")
+        record = kv_for(vault, vault.get(tea.id), "k1")
+        (path / record.path).rename(path / "kv" / "k1.0of2.safetensors")
+        vault.put_kv(msgspec.structs.replace(record, path="kv/k1.0of2.safetensors"))
         vault.delete(jam.id, actor="maya")
         vault.snapshot("maya", "then", actor="maya")
 
@@ -79,7 +82,7 @@ def test_a_backup_holds_everything(path: Path, target: Path) -> None:
         assert copy.log_head() == copied.log_head
         assert [record.key for record in copy.iter_kv()] == ["k1"]
         assert [snapshot.name for snapshot in copy.snapshots("maya")] == ["then"]
-    assert {file.name for file in (target / "kv").iterdir()} == {"k1.safetensors", "k1.rank1.safetensors"}
+    assert {file.name for file in (target / "kv").iterdir()} == {"k1.0of2.safetensors", "k1.1of2.safetensors"}
     assert target.stat().st_mode & 0o077 == 0
     assert {entry.name for entry in path.parent.iterdir()} == {"memory", "copy"}
 
@@ -180,6 +183,8 @@ def test_a_backup_that_is_killed_leaves_none_and_the_next_one_works(path: Path, 
             shutil.rmtree(target)
             whole += 1
     assert whole < 3
+    other = path.parent / ".yesterday.partial"
+    (other / "unfinished").mkdir(parents=True)
     with Vault.open(path) as vault:
         assert vault.check() == [] and vault.backup(target, actor="ops").cubes == 500
     assert {entry.name for entry in path.parent.iterdir()} == {"memory", "copy"}
@@ -207,6 +212,18 @@ def test_restore_of_an_older_schema_migrates_the_copy(path: Path, target: Path) 
     assert schema1.read(target) == schema1.rows()
     with Vault.open(path) as vault:
         assert vault.check() == [] and vault.get(schema1.TEA).text == "Maya drinks green tea"
+
+
+def test_a_backup_with_another_version_of_the_index_is_restored(path: Path, target: Path, tmp_path: Path) -> None:
+    filled(path)
+    with Vault.open(path) as vault:
+        vault.backup(target, actor="ops")
+    with Vault.open(target) as vault:
+        vault._env.write(lambda txn: txn.put("meta", b"index format", bytes(4)))
+        vault._env.write(lambda txn: txn.clear("statistics"))
+    restore(target, tmp_path / "new", actor="ops")
+    with Vault.open(tmp_path / "new") as vault:
+        assert vault.check() == [] and vault.usage("maya").cubes == 2
 
 
 def test_what_is_no_backup_is_refused(path: Path, target: Path) -> None:
@@ -276,5 +293,6 @@ def test_a_compaction_that_is_killed_leaves_the_vault(path: Path) -> None:
             child.send_signal(signal.SIGKILL)
         with Vault.open(path) as vault:
             assert vault.list("maya") == cubes and vault.check() == []
+            assert not (path / "vault.compact").exists(), "it holds what is forgotten from now on"
     compact(path, actor="ops")
     assert not (path / "vault.compact").exists()

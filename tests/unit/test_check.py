@@ -170,7 +170,7 @@ def test_kv_files(case: Case) -> None:
     file.write_bytes(b"1234")
     assert case.only_problem() == "kv/one: 4 bytes, kv k1 says 5"
     file.unlink()
-    assert case.only_problem() == "kv/one: file missing, kv k1 names it"
+    assert case.problems() == [], "evicted from disk; its row goes at the next round"
     file.write_bytes(b"12345")
     stray = case.path / "kv" / "deep" / "stray"
     stray.parent.mkdir()
@@ -179,6 +179,27 @@ def test_kv_files(case: Case) -> None:
     long_ago = stray.stat().st_mtime - STRAY_SECONDS - 60
     os.utime(stray, (long_ago, long_ago))
     assert case.only_problem().startswith("kv/deep/stray: file without a manifest row")
+
+
+def test_files_of_each_rank_are_those_of_the_row(case: Case) -> None:
+    """A server with another tensor-parallel size left its own beside them."""
+    folder = case.path / "kv"
+    for name in ("k2.0of2.kv", "k2.1of2.kv", "k2.0of1.kv"):
+        (folder / name).write_bytes(b"123")
+    with Vault.open(case.path) as vault:
+        vault.put_kv(msgspec.structs.replace(case.kv, key="k2", path="kv/k2.0of2.kv", bytes=6))
+        assert case.problems() == []
+        (folder / "k2.1of2.kv").write_bytes(b"12")
+        assert case.only_problem() == "kv/k2.0of2.kv: 5 bytes, kv k2 says 6"
+        vault.drop_kv("k2")
+    assert [file.name for file in folder.glob("k2*")] == ["k2.0of1.kv"]
+
+
+def test_files_that_a_server_is_working_on_are_no_fault(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([["a", "b"], ["b"]])
+    monkeypatch.setattr("memos_vllm.vault.vault.file_problems", lambda *_: next(found))
+    with Vault.open(case.path, readonly=True) as vault:
+        assert vault.check() == ["b"]
 
 
 def test_damaged_pages_are_named_without_harm_to_the_process(case: Case) -> None:

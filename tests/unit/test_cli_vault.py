@@ -105,9 +105,36 @@ def test_verify(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "verify", path, code=1) == "audit entry 1: changed, its hash differs\n"
 
 
+def test_forgotten(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cubes: 2\n" in said(capsys, "forgotten", path, "maya", code=1)
+    with Vault.open(path) as vault:
+        vault.forget("maya", actor="ops")
+    assert said(capsys, "forgotten", path, "maya") == f"{path}: no row tells of 'maya'\n"
+
+
 def test_a_folder_without_a_vault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for action in ("stats", "check", "log", "verify"):
         assert "There is no vault in" in said(capsys, action, tmp_path, code=2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("vault backup DIR COPY", "vault compact DIR", "vault reindex DIR", "export DIR maya --to bo"),
+        *("key revoke DIR 1", "key require DIR on", "group add DIR team maya", "group remove DIR team"),
+        *("quota set DIR maya --rps 1", "quota clear DIR maya"),
+    ],
+)
+def test_no_command_makes_a_vault_where_a_path_is_mistyped(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "not mounted"
+    empty.mkdir()
+    for folder in (tmp_path / "typo", empty):
+        paths = {"DIR": str(folder), "COPY": str(tmp_path / "copy")}
+        assert main([paths.get(word, word) for word in words.split()]) == 2
+        assert "There is no " in capsys.readouterr().err
+    assert [*tmp_path.rglob("*")] == [empty]
 
 
 def test_lines_are_plain_where_nobody_watches(path: Path) -> None:

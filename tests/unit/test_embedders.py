@@ -1,7 +1,6 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -117,10 +116,7 @@ class Model(torch.nn.Linear):
 
 
 def test_models_of_one_folder_name_have_names_of_their_own() -> None:
-    model: Any = torch.nn.Linear(3, 2)
-    other: Any = torch.nn.Linear(3, 2)
-    for one in (model, other):
-        one.max_seq_length, one.prompts = 8, {}
+    model, other, prompted = Model(), Model(), Model(query="question: ")
     first = _digest(model)
     assert first == _digest(model) != _digest(other)
     for one in (other, prompted):

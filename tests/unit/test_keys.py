@@ -145,6 +145,19 @@ def test_a_directory_sees_changes_within_its_age(vault: Vault) -> None:
     assert directory.limits_of("bo") == Limits(cubes=10, rps=5.0)
 
 
+def test_a_group_of_the_same_name_inherits_nothing(vault: Vault) -> None:
+    groups.add(vault, "staff", ["maya"], actor="a")
+    (shared,) = vault.add([MemCube.plaintext("tea", owner="maya", access=["group:staff"])], actor="maya")
+    (own,) = vault.add([MemCube.plaintext("milk", owner="group:staff")], actor="maya")
+    with pytest.raises(Conflict, match="owns memories"):
+        groups.remove(vault, "staff", [], actor="a")
+    vault.delete(own.id, actor="maya")
+    assert groups.remove(vault, "staff", [], actor="a") is None
+    groups.add(vault, "staff", ["eve"], actor="a")
+    assert vault.readable("group:staff") == [] and vault.get(shared.id).readers() == ("maya",)
+    assert vault.log(LogQuery(owner="group:staff")) == []
+
+
 def test_groups(vault: Vault) -> None:
     groups.add(vault, "staff", ["maya"], actor="a")
     groups.add(vault, "staff", ["bo", "maya"], actor="a")
@@ -231,6 +244,7 @@ def test_the_key_command_refuses(tmp_path: Path, words: tuple[str, ...]) -> None
 
 def test_the_group_and_quota_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tmp_path / "memory")
+    Vault.open(tmp_path / "memory").close()
     assert run(capsys, "group", "add", folder, "staff", "maya", "bo")[:2] == (0, "staff: bo, maya\n")
     assert run(capsys, "group", "remove", folder, "staff", "bo")[:2] == (0, "staff: maya\n")
     assert '"members":["maya"]' in run(capsys, "group", "list", folder, "--json")[1]

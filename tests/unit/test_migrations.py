@@ -104,6 +104,19 @@ def test_it_waits_for_nobody(path: Path) -> None:
     Vault.open(path).close()
 
 
+def test_it_notices_an_older_server(path: Path) -> None:
+    """Whose version takes no lock of ours: LMDB's own tells of it."""
+    script = "import lmdb, sys; env = lmdb.open(sys.argv[1], max_dbs=9); print(1, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(path / "vault")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as older:
+        assert older.stdout is not None and older.stdout.readline() == b"1\n"
+        with pytest.raises(VaultInUse, match="stop the server"):
+            Vault.open(path)
+        older.communicate()
+    assert marked(path) == 1
+    Vault.open(path).close()
+
+
 def _ready(path: Path) -> bool:
     """Add the databases of this version, so that it can be opened as it is."""
     Environment(path / "vault", readonly=False, map_bytes=1 << 20, max_bytes=None).close()

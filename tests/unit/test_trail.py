@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,15 @@ def test_a_forgotten_users_accesses_are_not_written(vault: Vault) -> None:
     assert sum(vault.traces_of("bo").values()) == 0
 
 
+def test_nor_are_those_of_a_user_whom_another_process_forgot(vault: Vault) -> None:
+    cube, trail = remember(vault), AccessTrail(vault, "access")
+    trail.note("bo", "read", target=cube.id, owner="maya")
+    trail.note("cy", "read", target=cube.id, owner="maya")
+    vault.forget("bo", actor="bo")
+    trail.flush()
+    assert [actor for actor, *_ in accesses(vault)] == ["cy"] and vault.traces_anywhere("bo") == {}
+
+
 def test_what_cannot_be_written_waits(vault: Vault, tmp_path: Path) -> None:
     cube = remember(vault)
     closed = Vault.open(tmp_path / "memory", readonly=True)
@@ -85,13 +94,13 @@ def test_what_cannot_be_written_waits(vault: Vault, tmp_path: Path) -> None:
 
 def test_many_accesses_share_a_transaction(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    write = vault.record
+    write = vault.record_all
 
-    def record(*entries: Mapping[str, Any]) -> None:
+    def record_all(entries: Sequence[Any], **options: Any) -> None:
         calls.append(len(entries))
-        write(*entries)
+        write(entries, **options)
 
-    monkeypatch.setattr(vault, "record", record)
+    monkeypatch.setattr(vault, "record_all", record_all)
     trail = AccessTrail(vault, "access")
     for number in range(trail_module.AT_ONCE + 1):
         trail.note(f"user-{number}", "refuse")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from memos_vllm.cube import MemCube
-from memos_vllm.vault import Vault, books, keys
+from memos_vllm.vault import Usage, Vault, books, keys
 from memos_vllm.vault.env import Txn
 from tests.unit.vault_cases import add
 
@@ -48,7 +48,21 @@ def test_books_can_be_made_anew(vault: Vault) -> None:
     assert vault.check() == [] and vault.forget("maya", actor="admin").cubes == 1
     for name in ("maya", "cy"):
         vault.forget(name, actor="admin")
-        assert vault.traces_of(name) == {}
+        assert vault.traces_of(name) == {} == vault.traces_anywhere(name)
+
+
+def test_what_is_shared_counts_for_each_who_finds_it(vault: Vault) -> None:
+    """Each of them has index rows of it."""
+    (cube,) = add(vault, "x" * 1000, owner="eve")
+    alone = vault.usage("eve").bytes
+    vault.edit(cube.id, actor="eve", access=[f"user {n}" for n in range(9)])
+    shared = vault.usage("eve").bytes
+    assert shared > 10 * alone and vault.check() == []
+    vault.edit(cube.id, actor="eve", access=["bo"])
+    vault.update(cube.id, "y" * 1000, actor="eve")
+    assert 3 * alone < vault.usage("eve").bytes < 4 * alone and vault.check() == []
+    vault.delete(cube.id, actor="eve")
+    assert vault.usage("eve") == Usage() and vault.check() == []
 
 
 @pytest.mark.parametrize("database", BOOKS)

@@ -20,7 +20,8 @@ from memos_vllm.vault.snapshots import cubes_in, named
 from tests.unit.crash_child import Seen, label_of, seen
 
 ROUNDS = int(os.environ.get("MEMOS_KILL_ROUNDS", "6"))
-NAMES = ("a", "b")
+NAMES = (("a", "b", "c"), ("d", "e", "f"))
+"""Of the threads of each process."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -80,7 +81,7 @@ def held_by(vault: Vault, name: str) -> Told:
 
     found = Told()
     for cube in vault.walk(limit=100_000):
-        if cube.owner.startswith(name):
+        if cube.owner.startswith(f"{name}-"):
             found.cubes[label_of(cube.text)] = seen(cube, len(vault.versions(cube.id)))
     for owner in (f"{name}-{n}" for n in range(3)):
         for snapshot in vault.snapshots(owner):
@@ -110,25 +111,30 @@ def killed_after(running: list[subprocess.Popen[str]], seconds: float) -> list[l
     return [[line for line in told if line.endswith("\n")] for told in lines]
 
 
+def said_by(name: str, printed: list[list[str]]) -> list[str]:
+    """The lines of one thread."""
+    return [line.removeprefix(f"{name} ") for lines in printed for line in lines if line.startswith(f"{name} ")]
+
+
 def test_acknowledged_writes_survive_sigkill(tmp_path: Path) -> None:
     path = tmp_path / "memory"
     rng = random.Random(0)
-    told = {name: Told() for name in NAMES}
+    told = {name: Told() for names in NAMES for name in names}
     calls = 0
     for number in range(1, ROUNDS + 1):
         with ExitStack() as stack:
-            running = [stack.enter_context(child(path, name, number)) for name in NAMES]
+            running = [stack.enter_context(child(path, ",".join(names), number)) for names in NAMES]
             printed = killed_after(running, rng.uniform(0, 0.6))
         with Vault.open(path) as vault:
             assert vault.check() == []
-            for name, lines in zip(NAMES, printed, strict=True):
+            for name, lines in ((name, said_by(name, printed)) for name in told):
                 acknowledged, pending = heard(told[name], lines)
                 held = held_by(vault, name)
                 differences = [held.differs_from(one) for one in (acknowledged, pending)]
                 assert {} in differences, (number, lines[-1:], differences)
                 assert vault.verify_log(acknowledged.head) == []
                 if acknowledged.forgotten and pending is acknowledged:
-                    assert vault.traces_of(acknowledged.forgotten) == {}
+                    assert vault.traces_anywhere(acknowledged.forgotten) == {}
                 calls += acknowledged.calls - told[name].calls
                 held.head, held.calls = acknowledged.head, acknowledged.calls
                 told[name] = held
@@ -157,7 +163,7 @@ vault._env.write(work)
             waiter.stdin.flush()
             time.sleep(0.3)
             holder.kill()
-            while not waiter.stdout.readline().startswith("done"):
+            while not waiter.stdout.readline().startswith("a done"):
                 assert waiter.poll() is None
             waiter.kill()
     with Vault.open(path) as vault:

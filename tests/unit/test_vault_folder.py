@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,12 @@ def test_a_damaged_data_file_is_refused(path: Path, damage: str) -> None:
             file.write(bytes(size - 4 * 4096))
     else:
         os.truncate(data, 0 if damage == "empty" else size // 2)
+    script = "import sys; from memos_vllm.cli import main; sys.exit(main(sys.argv[1:]))"
+    for action, codes in (("check", (1, 2)), ("stats", (0, 2))):  # neither may die of it
+        command = [sys.executable, "-c", script, "vault", action, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode in codes, done
+        assert not done.returncode or re.search(r"data\.mdb|damaged", done.stdout + done.stderr), done
     with pytest.raises(NotAVault, match=r"data\.mdb|damaged"):
         Vault.open(path)
 

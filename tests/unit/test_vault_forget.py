@@ -1,14 +1,18 @@
 """Forgetting a principal: nothing of theirs is left, and their name is nowhere."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from memos_vllm.errors import NotFound
-from memos_vllm.vault import LogQuery, Usage, Vault
-from memos_vllm.vault.pipeline import TransferStep
+from memos_vllm.cube import MemCube
+from memos_vllm.errors import Forgotten, NotFound
+from memos_vllm.vault import LogQuery, Usage, Vault, forgotten, keys, snapshots
+from memos_vllm.vault.audit import Noted
+from memos_vllm.vault.env import Txn
+from memos_vllm.vault.pipeline import AddStep, TransferStep
 from tests.unit.vault_cases import add, kv_for, texts
 
 SECRET = "maya.lindqvist"
@@ -49,23 +53,29 @@ def vault(path: Path) -> Iterator[Vault]:
 
 
 def test_nothing_is_left(vault: Vault) -> None:
-    before = vault.traces_of(SECRET)
+    before, anywhere = vault.traces_of(SECRET), vault.traces_anywhere(SECRET)
+    assert before.keys() == anywhere.keys()
     named = {"cubes", "versions", "events", "owners", "grants", "mentions", "revisions", "statistics", "snapshots"}
     assert before.keys() >= named | {"snapshot_cubes", "kv", "kv_cubes", "index", "registry", "audit"}
     report = vault.forget(SECRET, actor="admin")
     assert (report.cubes, report.versions, report.snapshots, report.grants, report.registry) == (2, 1, 1, 1, 1)
     assert set(report.kv_keys) == {"k", "p"} and report.index_rows > 0 and report.mentions > 0
-    assert vault.traces_of(SECRET) == {} and vault.usage(SECRET) == Usage()
+    assert vault.traces_of(SECRET) == {} == vault.traces_anywhere(SECRET) and vault.usage(SECRET) == Usage()
     assert not (vault.list(SECRET) or vault.readable(SECRET) or vault.snapshots(SECRET) or vault.iter_kv())
     assert list((vault.path / "kv").iterdir()) == []
     assert vault.entries("badge", Badge) == {} and vault.revision(SECRET) == 0
 
 
-def test_no_row_holds_the_name(vault: Vault) -> None:
+def test_no_row_holds_the_name_or_its_digest(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     vault.forget(SECRET, actor="admin")
     databases = vault._env._databases
     rows = vault._env.read(lambda txn: [(name, key, value) for name in databases for key, value in txn.scan(name)])
     assert [row for row in rows if SECRET.encode() in row[2]] == []
+    digest = keys.digest(SECRET)
+    assert [name for name, key, value in rows if digest in key + value] == ["meta"], "to refuse what comes too late"
+    monkeypatch.setattr(forgotten, "KEPT", 0.0)
+    vault.sweep_forgotten()
+    assert vault._env.read(lambda txn: [key for key, _ in txn.scan("meta") if digest in key]) == []
 
 
 def test_others_keep_what_is_theirs(vault: Vault) -> None:
@@ -89,7 +99,7 @@ def test_the_log_tells_that_and_how_much_but_not_whom(vault: Vault) -> None:
 
 def test_a_person_may_forget_themselves_and_come_back(vault: Vault) -> None:
     vault.forget(SECRET, actor=SECRET)
-    assert vault.traces_of(SECRET) == {}
+    assert vault.traces_of(SECRET) == {} == vault.traces_anywhere(SECRET)
     add(vault, "new", owner=SECRET)
     assert texts(vault.list(SECRET)) == ["new"]
     with pytest.raises(NotFound):
@@ -108,7 +118,40 @@ def test_what_was_given_away_stays_with_its_new_owner(vault: Vault) -> None:
     (given,) = vault.pipeline([TransferStep(cube.id, "bo")], actor=SECRET)
     vault.forget(SECRET, actor="admin")
     assert vault.get(given.id).text == "a present" and vault.get(given.id).header.author == ""
-    assert vault.traces_of(SECRET) == {}
+    assert vault.traces_of(SECRET) == {} == vault.traces_anywhere(SECRET)
+
+
+def test_what_was_under_way_is_refused(vault: Vault) -> None:
+    before = time.time()
+    piece = msgspec.structs.replace(kv_for(vault, vault.list("bo")[0], "q"), cube_id="", owner=SECRET, kind="piece")
+    vault.forget(SECRET, actor="admin")
+    steps = [AddStep(MemCube.plaintext("late", owner=SECRET))]
+    with pytest.raises(Forgotten):
+        vault.pipeline(steps, actor=SECRET, since=before)
+    with pytest.raises(Forgotten):
+        vault.put_kv(piece, since=before)
+    with pytest.raises(Forgotten):
+        vault.pipeline(steps, actor="bo", since=before - 2 * forgotten.KEPT)
+    vault.record_all([Noted(SECRET, "read"), Noted("bo", "read", owner=SECRET), Noted("bo", "read")], since=before)
+    assert [entry.actor for entry in vault.log(LogQuery(action="read"))] == ["bo"]
+    assert vault.traces_anywhere(SECRET) == {}
+    vault.pipeline(steps, actor=SECRET, since=time.time())
+    assert texts(vault.list(SECRET)) == ["late"]
+
+
+def test_forgetting_reads_each_snapshot_once(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(vault, *(f"bo's {n}" for n in range(20)), owner="bo", access=(SECRET,))
+    vault.snapshot("bo", "many", actor="bo")
+    sized: list[bytes] = []
+    size = snapshots._size
+
+    def counting(txn: Txn, key: bytes) -> tuple[int, int]:
+        sized.append(key)
+        return size(txn, key)
+
+    monkeypatch.setattr(snapshots, "_size", counting)
+    vault.forget(SECRET, actor="admin")
+    assert len(sized) == 2
 
 
 def test_a_file_that_cannot_be_removed_is_a_trace(vault: Vault) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from memos_vllm.errors import Conflict, NotFound, VaultFull
 from memos_vllm.vault import LogQuery, Vault
 from memos_vllm.vault.base import Opened
 from memos_vllm.vault.env import Txn
-from tests.unit.vault_cases import TINY_MAP, add
+from tests.unit.vault_cases import TINY_MAP, add, kv_for
 
 
 @pytest.fixture
@@ -71,6 +72,27 @@ def test_a_write_that_is_refused_waits_for_no_reader(path: Path) -> None:
         assert vault.get(cube.id).text == "tea"
         refused.set()
         assert reader.result(), "a write waited for the reader"
+
+
+def test_what_fails_behind_a_commit_is_no_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The caller would do it again."""
+    with Vault.open(path) as vault:
+        (cube,) = add(vault, "tea")
+        vault.put_kv(kv_for(vault, cube, "k"))
+        write = vault._env.write
+
+        def full(*args: Any, **options: Any) -> Any:
+            raise VaultFull("no room")
+
+        monkeypatch.setattr(vault._env, "write", full)
+        assert vault.update(cube.id, "milk", actor="maya", operation="append").text == "tea\nmilk"
+        assert "no room" in caplog.text and (path / "kv" / "k.safetensors").exists()
+        monkeypatch.setattr(vault._env, "write", write)
+        monkeypatch.setattr(vault._env, "_give_back_spare", full)
+        vault.delete(cube.id, actor="maya")
+        assert vault.list("maya") == [] and not (path / "kv" / "k.safetensors").exists()
 
 
 def test_long_reads_let_others_in_between(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

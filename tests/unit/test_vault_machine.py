@@ -116,9 +116,12 @@ class VaultMachine(RuleBasedStateMachine):
         if self._agree(expected, lambda: self.vault.edit(cube_id, actor="x", tags=tags, access=access)):
             self.forgotten -= access
 
-    @rule(cube_id=ids)
-    def delete(self, cube_id: str) -> None:
-        self._agree(lambda model: model.delete(cube_id), lambda: self.vault.delete(cube_id, actor="x"))
+    @rule(cube_id=ids, snapshots=st.booleans())
+    def delete(self, cube_id: str, snapshots: bool) -> None:
+        self._agree(
+            lambda model: model.delete(cube_id, snapshots=snapshots),
+            lambda: self.vault.delete(cube_id, actor="x", snapshots=snapshots),
+        )
 
     @rule(owner=st.sampled_from(OWNERS), name=st.sampled_from(["one", "two"]))
     def snapshot(self, owner: str, name: str) -> None:
@@ -212,8 +215,8 @@ class VaultMachine(RuleBasedStateMachine):
             steps.append(PurifyStep(one, text))
             model.update(one, text, "purify")
         elif kind == "delete":
-            steps.append(DeleteStep(one))
-            model.delete(one)
+            steps.append(DeleteStep(one, snapshots=bool(second)))
+            model.delete(one, snapshots=bool(second))
         elif kind == "grant":
             steps.append(GrantStep(one, owner, ("read",) if first else ()))
             model.grant(one, owner, ("read",) if first else ())
@@ -260,7 +263,7 @@ class VaultMachine(RuleBasedStateMachine):
     @invariant()
     def the_forgotten_leave_no_trace(self) -> None:
         for principal in self.forgotten:
-            assert self.vault.traces_of(principal) == {}
+            assert self.vault.traces_of(principal) == {} == self.vault.traces_anywhere(principal)
 
     @invariant()
     def the_vault_is_sound(self) -> None:

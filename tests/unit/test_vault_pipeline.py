@@ -38,7 +38,7 @@ def test_purify_merge_and_transfer(vault: Vault) -> None:
     purified, merged, given = vault.pipeline(
         [
             PurifyStep(code.id, "north door"),
-            MergeStep((code.id, tea.id)),
+            MergeStep((code.id, tea.id, code.id)),
             TransferStep("#1", "bo", namespace="expert"),
         ],
         actor="maya",

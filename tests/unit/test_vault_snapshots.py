@@ -7,7 +7,8 @@ import pytest
 
 from memos_vllm.cube import MemCube, now
 from memos_vllm.errors import BadInput, Conflict, NotFound
-from memos_vllm.vault import Usage, Vault
+from memos_vllm.vault import Usage, Vault, keys
+from memos_vllm.vault.pipeline import DeleteStep, PurifyStep
 from memos_vllm.vault.states import HOT
 from tests.unit.vault_cases import add, kv_for, texts
 
@@ -83,6 +84,37 @@ def test_a_right_that_was_taken_away_stays_away(vault: Vault) -> None:
     (restored,) = vault.restore_snapshot("maya", "s", actor="maya").changed
     assert restored.readers() == ("maya", "cy") and restored.header.sensitivity == ("health",)
     assert restored.header.tags == ()
+
+
+def test_what_was_purified_does_not_come_back(vault: Vault) -> None:
+    first, second, other = add(vault, "my pin is 4711", "my key is under the mat", "tea")
+    for name in ("s", "t"):
+        vault.snapshot("maya", name, actor="maya")
+    vault.pipeline([PurifyStep(first.id, "my pin is secret")], actor="maya")
+    vault.update(second.id, "my key is safe", actor="maya", operation="purify")
+    vault.transition(second.id, "archived", actor="maya")
+    vault.delete(first.id, actor="maya")
+    vault.update(other.id, "milk", actor="maya")
+    restored = vault.restore_snapshot("maya", "s", actor="maya")
+    assert texts(restored.revived) == ["my pin is secret"]
+    assert texts(vault.list("maya")) == ["my pin is secret", "my key is safe", "tea"]
+    assert vault.get(second.id).header.state == "generated"
+    rows = vault.read(lambda txn: [value for name in keys.DATABASES for _, value in txn.scan(name)])
+    assert not any(b"4711" in value or b"under" in value for value in rows)
+
+
+def test_deletes_that_reach_into_snapshots(vault: Vault) -> None:
+    first, second, third, _ = add(vault, "a", "b", "c", "d")
+    for name in ("s", "t"):
+        vault.snapshot("maya", name, actor="maya")
+    assert vault.copies_of([first, second]) == 4
+    vault.delete(first.id, actor="maya", snapshots=True)
+    vault.pipeline([DeleteStep(second.id, snapshots=True), DeleteStep(third.id)], actor="maya")
+    assert [vault.copies_of([cube]) for cube in (first, second, third)] == [0, 0, 2]
+    assert [snapshot.cubes for snapshot in vault.snapshots("maya")] == [2, 2]
+    assert texts(vault.restore_snapshot("maya", "s", actor="maya").revived) == ["c"]
+    vault.delete_owner("maya", actor="maya", snapshots=True)
+    assert [snapshot.cubes for snapshot in vault.snapshots("maya")] == [0, 0] and vault.usage("maya") == Usage()
 
 
 def test_states_come_back_too(vault: Vault) -> None:

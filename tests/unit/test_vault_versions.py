@@ -121,6 +121,18 @@ def test_a_change_of_another_version_than_was_seen_is_refused(vault: Vault) -> N
     assert vault.get(cube.id).text == "b"
 
 
+def test_a_version_may_have_another_expiry(vault: Vault) -> None:
+    (cube,) = add(vault, "I drink tea")
+    new = vault.update(cube.id, "I drink milk", actor="maya", expires="2025-01-01", expect=1)
+    assert (new.text, new.header.expires, new.version) == ("I drink milk", "2025-01-01", 2)
+    assert texts(vault.due("2026-01-01", limit=9)) == ["I drink milk"]
+    assert vault.update(cube.id, "I drink rain", actor="maya", tags=["x"]).header.expires == "2025-01-01"
+    assert vault.update(cube.id, "I drink snow", actor="maya", expires="").header.expires == ""
+    with pytest.raises(BadInput, match="expires"):
+        vault.update(cube.id, "I drink hail", actor="maya", expires="soon")
+    assert vault.due("2026-01-01", limit=9) == [] and vault.get(cube.id).version == 4
+
+
 def test_purifying_removes_the_versions_before(vault: Vault) -> None:
     (cube,) = add(vault, "the code is 4711")
     vault.update(cube.id, "the code is 4712", actor="maya")

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from memos_vllm.cube import Grant, MemCube
-from memos_vllm.errors import BadInput, Conflict, VaultUnavailable
+from memos_vllm.errors import BadInput, Conflict, Forgotten, VaultUnavailable
 from memos_vllm.reader import Draft, RuleReader, Spoken
 from memos_vllm.retrieval import MemOperator
 from memos_vllm.server import metrics, writing
@@ -36,9 +36,11 @@ class Held:
     def revision(self, user: str) -> int:
         return self.vault.revision(user)
 
-    def pipeline(self, steps: Sequence[Step], actor: str, *, seen: int | None = None) -> list[MemCube]:
+    def pipeline(
+        self, steps: Sequence[Step], actor: str, *, seen: int | None = None, since: float | None = None
+    ) -> list[MemCube]:
         self.disturb()
-        return self.vault.pipeline(steps, actor=actor, seen=seen)
+        return self.vault.pipeline(steps, actor=actor, seen=seen, since=since)
 
 
 @pytest.fixture
@@ -357,6 +359,29 @@ def test_what_a_user_said_before_they_are_forgotten_is_not_written(held: Held) -
 
     asyncio.run(run())
     assert told(held) == ["My favourite tea is oolong."]
+
+
+@pytest.mark.parametrize("how", ["forget", "delete_owner"])
+def test_a_turn_that_is_written_while_its_user_is_forgotten(held: Held, how: str) -> None:
+    """By another process, say: nobody tells this one's writer. The vault refuses what was said before."""
+
+    async def run() -> None:
+        writer = TurnWriter(MemoryWriter(held, RuleReader()))
+        before, written = outcome("forgotten"), outcome("written")
+        writer.submit(turn("I live in Lisbon."))
+        held.disturb = lambda: getattr(held.vault, how)("maya", actor="admin")
+        writer.start()
+        await settled("forgotten", before + 1)
+        held.disturb = lambda: None
+        writer.submit(turn("My favourite tea is oolong."))
+        await settled("written", written + 1)
+
+    asyncio.run(run())
+    assert told(held) == ["My favourite tea is oolong."]
+    held.disturb = lambda: getattr(held.vault, how)("maya", actor="admin")
+    with pytest.raises(Forgotten):
+        say(held, "I live in Porto.")
+    assert told(held) == []
 
 
 def test_a_turn_that_fails_is_counted_and_the_next_one_is_written(

@@ -62,6 +62,8 @@ class Model:
         cube.follow((added.get(operation, old if text in lines else f"{old}\n{text}"), tags))
         if operation == "purify":
             cube.versions = {cube.newest: cube.content}
+            for copy in self.copies(cube_id, cube.owner):
+                copy.content = cube.content
 
     def rollback(self, cube_id: str, version: int) -> None:
         cube = self.find(cube_id)
@@ -79,9 +81,16 @@ class Model:
         cube = self.find(cube_id)
         cube.access = (cube.access | {principal} if rights else cube.access - {principal}) - {cube.owner}
 
-    def delete(self, cube_id: str) -> None:
-        self.last[cube_id] = self.find(cube_id).newest
+    def copies(self, cube_id: str, owner: str) -> list[Copy]:
+        return [held[cube_id] for (whose, _), held in self.snapshots.items() if whose == owner and cube_id in held]
+
+    def delete(self, cube_id: str, *, snapshots: bool = False) -> None:
+        cube = self.find(cube_id)
+        self.last[cube_id] = cube.newest
         del self.cubes[cube_id]
+        for (owner, _), held in self.snapshots.items():
+            if snapshots and owner == cube.owner:
+                held.pop(cube_id, None)
 
     def merge(self, ids: tuple[str, ...]) -> Known:
         cubes = [self.find(cube_id) for cube_id in ids]

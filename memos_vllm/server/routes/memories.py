@@ -54,8 +54,11 @@ from memos_vllm.vault.pipeline import MAX_STEPS, DeleteStep
 router = APIRouter(prefix="/v1", tags=["memories"], responses=COMMON, route_class=MemoryRoute)
 PAGE = 1000
 """Memories that are read at a time where a scope leaves some out."""
-SCOPING = frozenset(("user_id", "agent_id", "app_id", "run_id", "org_id", "project_id"))
-"""Query parameters of a deletion; a mistyped one must not delete all. mem0's client sends the last two of itself."""
+SCOPING = frozenset(("user_id", "agent_id", "app_id", "run_id", "org_id", "project_id", "snapshots"))
+"""Query parameters of a deletion; a mistyped one must not delete all. mem0's client sends `org_id` and `project_id`."""
+Snapshots = Annotated[
+    bool, Query(description="Delete the copies in the owner's snapshots too, which could bring memories back.")
+]
 NO_NONE: dict[str, Any] = {"response_model_exclude_none": True}
 
 
@@ -151,22 +154,27 @@ def list_memories(
 
 
 @router.delete("/memories", response_model=Deleted)
-def delete_memories(request: Request, service: Service, user: User, scope: Scoped, user_id: UserId = None) -> Deleted:
-    """Delete all of the user's own memories, or those of an agent, an app or a run, with every version and K/V file."""
+def delete_memories(
+    request: Request, service: Service, user: User, scope: Scoped, snapshots: Snapshots = False, user_id: UserId = None
+) -> Deleted:
+    """Delete all of the user's own memories, or those of an agent, an app or a run, with every version and K/V file.
+
+    Copies in snapshots stay, and can bring them back, where `snapshots` does not say otherwise.
+    """
     if unknown := sorted(request.query_params.keys() - SCOPING):
         raise BadInput(f"What to delete is not said by {unknown[0][:64]!r}: name user_id, agent_id, app_id or run_id.")
-    count = delete_scope(service, user, scope)
+    count = delete_scope(service, user, scope, snapshots=snapshots)
     return Deleted(message=f"Deleted {count} memories of {user}.", deleted=count)
 
 
-def delete_scope(service: MemoryService, user: str, scope: Scope) -> int:
+def delete_scope(service: MemoryService, user: str, scope: Scope, *, snapshots: bool = False) -> int:
     """Delete the user's memories in a scope, MAX_STEPS of them in one transaction; returns how many.
 
     Those that the user's key is not cleared for stay.
     """
     if not scope.filters and service.caller(user).clearance is None:
-        return service.delete_owner(user)
-    steps = [DeleteStep(cube.id) for cube in _in_scope(service, user, user, scope)]
+        return service.delete_owner(user, snapshots=snapshots)
+    steps = [DeleteStep(cube.id, snapshots) for cube in _in_scope(service, user, user, scope)]
     for first in range(0, len(steps), MAX_STEPS):
         service.pipeline(steps[first : first + MAX_STEPS], user, permit_for(service, user))
     return len(steps)
@@ -214,11 +222,18 @@ def search_memories(body: SearchRequest, service: Service, user: User) -> Memori
 
 
 @router.post("/memories/delete", response_model=Deleted, responses=MISSING)
-def delete_some(body: DeleteRequest, service: Service, user: User) -> Deleted:
-    """Delete several memories, all of them or none, with every version and K/V file."""
-    ids = [owned(service, user, memory_id).id for memory_id in dict.fromkeys(body.ids)]
-    service.pipeline([DeleteStep(memory_id) for memory_id in ids], user, permit_for(service, user))
-    return Deleted(message=f"Deleted {len(ids)} memories of {user}.", deleted=len(ids))
+def delete_some(body: DeleteRequest, service: Service, user: User, snapshots: Snapshots = False) -> Deleted:
+    """Delete several memories, all of them or none, with every version and K/V file.
+
+    Copies in snapshots stay, and can bring them back, where `snapshots` does not say otherwise.
+    """
+    cubes = [owned(service, user, memory_id) for memory_id in dict.fromkeys(body.ids)]
+    service.pipeline([DeleteStep(cube.id, snapshots) for cube in cubes], user, permit_for(service, user))
+    return _deleted(service, cubes, f"Deleted {len(cubes)} memories of {user}.")
+
+
+def _deleted(service: MemoryService, cubes: list[MemCube], message: str) -> Deleted:
+    return Deleted(message=message, deleted=len(cubes), in_snapshots=service.vault.copies_of(cubes))
 
 
 @router.get("/memories/{memory_id}", response_model=Memory, responses=MISSING, **NO_NONE)
@@ -272,11 +287,16 @@ def edit_memory(memory_id: MemoryId, body: EditRequest, service: Service, user: 
 
 
 @router.delete("/memories/{memory_id}", response_model=Deleted, responses=MISSING)
-def delete_memory(memory_id: MemoryId, service: Service, user: User, user_id: UserId = None) -> Deleted:
-    """Delete a memory, with every version and K/V file."""
-    owned(service, user, memory_id)
-    service.delete(memory_id, user)
-    return Deleted(message="Memory deleted.", deleted=1)
+def delete_memory(
+    memory_id: MemoryId, service: Service, user: User, snapshots: Snapshots = False, user_id: UserId = None
+) -> Deleted:
+    """Delete a memory, with every version and K/V file.
+
+    Copies in snapshots stay, and can bring it back, where `snapshots` does not say otherwise.
+    """
+    cube = owned(service, user, memory_id)
+    service.delete(memory_id, user, snapshots=snapshots)
+    return _deleted(service, [cube], "Memory deleted.")
 
 
 @router.post("/memories/{memory_id}/pin", response_model=Memory, responses=MISSING, **NO_NONE)

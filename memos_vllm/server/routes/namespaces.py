@@ -63,8 +63,8 @@ def restore_snapshot(
 ) -> RestoredBody:
     """Bring the user's memories back to a snapshot.
 
-    Memories that changed get a new version with the content of then, deleted ones come back under their ids, newer ones
-    go to the archive. Who has access stays as it is now.
+    Memories that changed get a new version with the content of then, deleted ones come back under their ids, newer
+    ones go to the archive. Who has access stays as it is now.
     """
     return RestoredBody.of(service.restore(owner_of(service, user, owner), name, user), user)
 
