@@ -72,7 +72,8 @@ def test_what_a_request_says_beside_filters_must_hold_too() -> None:
     assert options({"categories": "b"}, tags=["a", "c"]) == {"tags": [["a", "c"], ["b"]]}
     window = TimeWindow("2025-04-11T04:00:00.000000Z", "2025-04-12")
     assert options(since="2025-04-10T23:00:00-05:00", until="2025-04-12") == {"window": window}
-    for body in ({"since": "garbage"}, {"until": "soon"}):
+    malformed: list[dict[str, Any]] = [{"since": "garbage"}, {"until": "soon"}]
+    for body in malformed:
         with pytest.raises(BadInput):
             options(**body)
 
