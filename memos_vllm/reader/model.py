@@ -113,7 +113,7 @@ class ModelReader:
 def prompt(messages: Sequence[Spoken], max_chars: int = MAX_CHARS) -> list[dict[str, str]]:
     """The chat messages that ask a model for the memories of a conversation, of which it is shown the end."""
     lines = [f"{message.role}: {message.text}" for message in messages if message.role in ("user", "assistant")]
-    conversation = "\n".join(lines)[-max_chars:]
+    conversation = "\n".join(lines)[-max_chars:].encode(errors="replace").decode()  # tokenizers take no half characters
     return [
         {"role": "system", "content": _INSTRUCTIONS},
         {"role": "user", "content": f"<conversation>\n{conversation}\n</conversation>"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from calendar import monthrange
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from functools import lru_cache
 from itertools import islice
 from typing import Literal, NamedTuple
@@ -111,6 +111,14 @@ def window_of(text: str, at: datetime) -> TimeWindow | None:
 
 def _days(match: re.Match[str], today: date, tense: Tense) -> tuple[date, date] | None:
     """The days `[first, after)` that an expression means; None where there is no such date."""
+    try:
+        return _meant(match, today, tense)
+    except (ValueError, OverflowError):  # the 31st of June, 999 years ago, "last May" in the year 1
+        return None
+
+
+def _meant(match: re.Match[str], today: date, tense: Tense) -> tuple[date, date] | None:
+    """Raises ValueError, OverflowError where there is no such date."""
     phrase = _COUPLE.sub("2", match.group().lower())
     if match["weekend"]:
         saturday = _resolved(phrase.replace("weekend", "saturday").replace("this", "next"), today, tense)
@@ -147,12 +155,9 @@ _lock = threading.Lock()  # a DateDataParser keeps state between calls
 
 
 def _resolved(phrase: str, today: date, tense: Tense) -> tuple[date, date] | None:
-    try:
-        with _lock:
-            data = _parser(today, tense).get_date_data(phrase)
-        return _span(data.date_obj.date(), data.period or "day") if data.date_obj else None
-    except (ValueError, OverflowError):  # the 31st of June, 999 years ago
-        return None
+    with _lock:
+        data = _parser(today, tense).get_date_data(phrase)
+    return _span(data.date_obj.date(), data.period or "day") if data.date_obj else None
 
 
 def _span(day: date, period: str) -> tuple[date, date]:
@@ -166,8 +171,3 @@ def _span(day: date, period: str) -> tuple[date, date]:
         case "year":
             return date(day.year, 1, 1), date(day.year + 1, 1, 1)
     return day, day + timedelta(days=1)
-
-
-def as_utc(moment: datetime) -> datetime:
-    """The moment in UTC; one without a zone is in UTC already."""
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -3,14 +3,11 @@
 import math
 import re
 from collections import Counter
-from functools import lru_cache
 
 from memos_vllm.vault.words import words_of
 
 _SENTENCE = re.compile(r"\S[^.!?\n。！？]*(?:[.!?。！？]+|$|(?=\n))", re.MULTILINE)
 _K1, _B = 1.5, 0.75
-MAX_KEPT = 1 << 15
-"""Characters of a text whose sentences are kept for the next query."""
 
 
 def sentence_scores(query: str, text: str) -> list[tuple[int, int, float]]:
@@ -19,15 +16,16 @@ def sentence_scores(query: str, text: str) -> list[tuple[int, int, float]]:
     Scores are Okapi BM25 with Lucene's idf (Kamphuis et al., ECIR 2020, "Which BM25 Do You Mean?", table 1).
     """
     wanted = set(words_of(query))
-    sentences = _sentences(text) if len(text) <= MAX_KEPT else _sentences.__wrapped__(text)
+    sentences = [(*match.span(), Counter(words_of(match.group()))) for match in _SENTENCE.finditer(text)]
     if not wanted or not sentences:
         return []
     mean = sum(words.total() for _, _, words in sentences) / len(sentences) or 1.0
-    holding = Counter(word for _, _, words in sentences for word in wanted if word in words)
+    holding = Counter(word for _, _, words in sentences for word in wanted & words.keys())
     found = []
     for start, end, words in sentences:
         length = _K1 * (1 - _B + _B * words.total() / mean)
-        score = sum(_idf(holding[word], len(sentences)) * words[word] / (words[word] + length) for word in wanted)
+        shared = wanted & words.keys()
+        score = sum(_idf(holding[word], len(sentences)) * words[word] / (words[word] + length) for word in shared)
         if score > 0:
             found.append((start, end, score))
     return found
@@ -35,9 +33,3 @@ def sentence_scores(query: str, text: str) -> list[tuple[int, int, float]]:
 
 def _idf(holding: int, sentences: int) -> float:
     return math.log(1 + (sentences - holding + 0.5) / (holding + 0.5))
-
-
-@lru_cache(maxsize=64)
-def _sentences(text: str) -> list[tuple[int, int, Counter[str]]]:
-    """Start, end and stemmed words of each sentence."""
-    return [(*match.span(), Counter(words_of(match.group()))) for match in _SENTENCE.finditer(text)]

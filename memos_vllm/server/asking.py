@@ -24,6 +24,9 @@ PATIENCE = 30.0
 """Seconds that a question waits for an engine with room. After that the rules read: users' requests come first."""
 TIMEOUT = 120.0
 """Seconds that an answer may take."""
+GRACE = 5.0
+"""Seconds on top, after which the server's event loop is taken for dead."""
+STOPPED = "The server stops and asks its model nothing any more."
 
 
 class ServedModel:
@@ -42,11 +45,17 @@ class ServedModel:
 
     async def __call__(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any], user: str) -> str:
         """The model's answer, JSON under the schema unless it was cut. Raises ReaderFailed."""
-        asked = asyncio.run_coroutine_threadsafe(self._ask(messages, schema, user), self._loop)
+        question = self._ask(messages, schema, user)
         try:
-            return await asyncio.wrap_future(asked)
-        except asyncio.CancelledError as error:
-            raise ReaderFailed("The server stops and asks its model nothing any more.") from error
+            asked = asyncio.run_coroutine_threadsafe(question, self._loop)
+        except RuntimeError as error:  # the loop is closed
+            question.close()
+            raise ReaderFailed(STOPPED) from error
+        try:
+            async with asyncio.timeout(PATIENCE + TIMEOUT + GRACE):
+                return await asyncio.wrap_future(asked)
+        except (asyncio.CancelledError, TimeoutError) as error:
+            raise ReaderFailed(STOPPED) from error
 
     async def _ask(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any], user: str) -> str:
         current_memory.set(None)  # this is nobody's chat: no memories enter it, and the base model answers

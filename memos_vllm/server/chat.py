@@ -29,6 +29,7 @@ from vllm.sampling_params import RequestOutputKind
 from memos_vllm.cube import MemCube
 from memos_vllm.errors import MemosError
 from memos_vllm.reader import Spoken
+from memos_vllm.reader.sentences import MAX_TEXT
 from memos_vllm.server import metrics
 from memos_vllm.server.injection import (
     REPORT_KEY,
@@ -273,7 +274,7 @@ def _turn(memory: RequestMemory, request: Any, messages: Sequence[Message]) -> T
     assert memory.caller is not None
     last = max((number for number, one in enumerate(messages) if one.get("role") == "assistant"), default=-1)
     said = ("\n".join(texts_of(message)) for message in messages[last + 1 :] if message.get("role") == "user")
-    spoken = tuple(Spoken("user", text) for text in said if text.strip())
+    spoken = tuple(Spoken("user", text[:MAX_TEXT]) for text in said if text.strip())
     if not spoken:
         return None
     keys = turn_keys(memory.caller.user, messages)

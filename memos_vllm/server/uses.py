@@ -36,6 +36,7 @@ class UseBook:
     def __init__(self, vault: Vault, written: Callable[[Collection[str]], object] = lambda ids: None) -> None:
         self.vault, self.written = vault, written
         self._pending: Counter[str] = Counter()
+        self._untold: set[str] = set()
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -75,15 +76,17 @@ class UseBook:
         """Write what waits. Raises MemosError; then it waits on."""
         with self._lock:
             taken, self._pending = self._pending, Counter()
-        if not taken:
-            return
         try:
-            self.vault.add_uses(taken, time.time())
+            if taken:
+                self.vault.add_uses(taken, time.time())
         except BaseException:
             with self._lock:
                 self._pending.update(taken)
             raise
-        self.written(taken)
+        self._untold |= taken.keys()
+        if self._untold:
+            self.written(self._untold)
+            self._untold = set()
 
     async def _run(self) -> None:
         while True:

@@ -60,6 +60,8 @@ TRIES = 3
 """Times that a turn is compared anew because somebody else changed a memory meanwhile, or the vault was busy."""
 RETRY_AFTER = 0.5
 """Seconds."""
+WARN_EVERY = 10.0
+"""Seconds between two log lines about turns that are lost."""
 LONGEST = 3600.0
 """Seconds that a turn takes at most, from its question until its memories are written."""
 LAST_WORDS = 5.0
@@ -288,6 +290,7 @@ class TurnWriter:
         self._tasks: list[asyncio.Task[None]] = []
         self._threads = ThreadPoolExecutor(WORKERS, "memos-turns")  # a model's answers would keep the loop's own busy
         self._stopped = False
+        self._warned = -WARN_EVERY
 
     def start(self) -> None:
         """Write in the background of the running event loop from now on."""
@@ -296,13 +299,20 @@ class TurnWriter:
 
     def submit(self, turn: Turn) -> bool:
         """Have a turn written, and return at once; False where too many wait. Call it on the event loop."""
-        if not self._turns.put(turn.user, turn):
+        if self._stopped or not self._turns.put(turn.user, turn):
             metrics.turns().labels("dropped").inc()
-            logger.warning("a chat turn makes no memories: %d turns wait already", len(self._turns))
+            self._warn()
             return False
         metrics.turns_waiting().set(len(self._turns))
         self._arrived.set()
         return True
+
+    def _warn(self) -> None:
+        """At most once in WARN_EVERY: who floods a server does not flood its log."""
+        now = time.monotonic()
+        if now >= self._warned + WARN_EVERY:
+            self._warned = now
+            logger.warning("chat turns make no memories: %d turns wait already", len(self._turns))
 
     def forget(self, user: str) -> None:
         """Make no memories of what the user said until now. For any thread."""

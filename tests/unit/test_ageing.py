@@ -6,12 +6,13 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 
 from memos_vllm.cube import MemCube
+from memos_vllm.errors import VaultUnavailable
 from memos_vllm.scheduler.clock import DAY, stamp_of
 from memos_vllm.scheduler.lifecycle import CHANGES, Lifecycle, Step
 from memos_vllm.server import ageing, metrics
@@ -125,6 +126,24 @@ def test_written_uses_activate(vault: Vault) -> None:
     assert vault.get(cube.id).header.state == "generated"
     book.flush()
     assert vault.get(cube.id).header.state == "activated"
+
+
+def test_uses_that_nobody_could_be_told_of_are_told_later(vault: Vault) -> None:
+    (cube,) = add(vault, "tea")
+    told: list[set[str]] = []
+
+    def written(cube_ids: Collection[str]) -> None:
+        told.append({*cube_ids})
+        if len(told) == 1:
+            raise VaultUnavailable("busy")
+
+    book = UseBook(vault, written)
+    book.note([cube.id])
+    with pytest.raises(VaultUnavailable):
+        book.flush()
+    book.flush()
+    book.flush()
+    assert told == [{cube.id}, {cube.id}] and vault.uses_of([cube.id])[cube.id].count == 1
 
 
 def test_uses_stand_in_the_headers_that_are_shown(vault: Vault) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memos_vllm.reader.times import happened, moments, window_of
@@ -69,6 +69,13 @@ def test_a_question_names_its_time(question: str, window: TimeWindow | None) -> 
 _WORDS = "last next this in on the 31st of June May 7 Friday week weekend year 2023 999 years ago from now 2026-13-40"
 
 
+@pytest.mark.parametrize("at", [datetime.min, datetime(1, 1, 5), datetime.max])
+@pytest.mark.parametrize("text", ["I moved last May", "last weekend", "next weekend", "in 12 years", "999 years ago"])
+def test_the_ends_of_time_are_no_error(text: str, at: datetime) -> None:
+    assert datetime.fromisoformat(happened(text, at))
+
+
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(_WORDS.split()), max_size=8).map(" ".join) | st.text(max_size=60),
     st.datetimes(datetime(1, 1, 1)),
