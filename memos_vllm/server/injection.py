@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from memos_vllm.cube import MemCube
 from memos_vllm.governance.identity import Caller
+from memos_vllm.scheduler.form import Shape
 
 if TYPE_CHECKING:
     from memos_vllm.server.pieces import Piece
@@ -78,6 +79,13 @@ class ActivationState(BaseModel):
     tokens: int = Field(description="Tokens that the memory takes of a prompt.")
     bytes: int = Field(description="Size of its K/V; 0 while there are none.")
     uses: int = Field(description="Prompts that it was put into.")
+
+    def shape(self) -> Shape:
+        """The form that the state stands for."""
+        if self.state == "kv":
+            return Shape("kv", self.reason)
+        return Shape("text", f"{self.reason}, being captured" if self.state == "building" else self.reason)
+
     saves_ms: float = Field(description="Estimated time that each use as K/V saves over one as text.")
     pinned: bool
 

@@ -27,15 +27,7 @@ from memos_vllm.scheduler.order import Turns
 from memos_vllm.scheduler.plan import Call, MemoryPlan, MemScheduler
 from memos_vllm.scheduler.recall import recall
 from memos_vllm.server import metrics
-from memos_vllm.server.injection import (
-    ActivationState,
-    Asked,
-    Mode,
-    Spans,
-    SplicePrompt,
-    Splicer,
-    current_memory,
-)
+from memos_vllm.server.injection import ActivationState, Asked, Mode, Spans, SplicePrompt, Splicer, current_memory
 from memos_vllm.server.pieces import Piece, PieceCutter
 from memos_vllm.server.prompt import Message, PromptBuilder
 from memos_vllm.server.trail import AccessTrail
@@ -43,7 +35,7 @@ from memos_vllm.server.turns import turn_keys
 from memos_vllm.server.uses import UseBook
 from memos_vllm.server.writing import MemoryWriter, TurnWriter
 from memos_vllm.vault import Event, ForgetReport, Restored, Vault
-from memos_vllm.vault.pipeline import AddStep, DeleteStep, MergeStep, Permit, Step
+from memos_vllm.vault.pipeline import DeleteStep, Permit, Step, ids_in
 from memos_vllm.vault.states import HOT
 
 if TYPE_CHECKING:
@@ -58,8 +50,8 @@ class MemoryService:
     """Vault, identity, search, prompts and (where splicing is on) the splicer. Its methods block: call them in threads.
 
     `secret` keys cache salts and splice plans; the engine and every API server of one start share it. `mode`: what a
-    chat does with memory where its request does not say. `desk` and `door`: where adapters are
-    served; `jobs`: where they are made, for `model`, as vLLM was given it.
+    chat does with memory where its request does not say. `desk` and `door`: where adapters are served; `jobs`: where
+    they are made, for `model`, as vLLM was given it.
     """
 
     vault: Vault
@@ -186,7 +178,7 @@ class MemoryService:
     def forms(self, cubes: Sequence[MemCube]) -> list[Shape]:
         """In which form each cube would enter a usual chat's prompt, and why. Raises MemosError."""
         states = self.activation(cubes)
-        return [form_of(state) if state else plain_form(cube) for cube, state in zip(cubes, states, strict=True)]
+        return [state.shape() if state else plain_form(cube) for cube, state in zip(cubes, states, strict=True)]
 
     def counted(self, cubes: Sequence[MemCube]) -> list[MemCube]:
         """The cubes with their uses in their headers, as they are shown. Raises VaultUnavailable."""
@@ -341,7 +333,7 @@ class MemoryService:
         seen: the actor's revision that the steps were decided on; Conflict where it is another now.
         since: when the actor began (Unix seconds): Forgotten where all their memories were deleted since.
         """
-        named = {cube_id for step in steps for cube_id in _ids_in(step) if is_id(cube_id)}
+        named = {cube_id for step in steps for cube_id in ids_in(step) if is_id(cube_id)}
         before = {record.key for cube_id in named for record in self.vault.kv_of(cube_id)}
         cubes = self.vault.pipeline(steps, actor=actor, permit=permit, seen=seen, since=since)
         self._forget({key for key in before if self.vault.get_kv(key) is None}, "superseded")
@@ -403,17 +395,3 @@ class MemoryService:
         metrics.demotions().labels(cause).inc(len(kv_keys))
         if self.splicer is not None:
             self.splicer.forget([*kv_keys], owner)
-
-
-def form_of(state: ActivationState) -> Shape:
-    """The form that an activation state stands for."""
-    if state.state == "kv":
-        return Shape("kv", state.reason)
-    return Shape("text", f"{state.reason}, being captured" if state.state == "building" else state.reason)
-
-
-def _ids_in(step: Step) -> Sequence[str]:
-    """The cubes that a step names."""
-    if isinstance(step, AddStep):
-        return ()
-    return step.ids if isinstance(step, MergeStep) else (step.id,)

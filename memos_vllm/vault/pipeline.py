@@ -99,6 +99,13 @@ Permit: TypeAlias = Callable[[MemCube, Step], None]
 """Raises what the caller is to see where a step may not touch a cube. It may be asked twice for one."""
 
 
+def ids_in(step: Step) -> Sequence[str]:
+    """The cubes that a step names, by id or by the step that makes them."""
+    if isinstance(step, AddStep):
+        return ()
+    return step.ids if isinstance(step, MergeStep) else (step.id,)
+
+
 class Pipelines(KVManifest):
     """The part of a vault that runs pipelines."""
 

@@ -357,13 +357,10 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry,
         """
         if self.readonly:
             found = self._env.read(lambda txn: row_problems(txn, tell))
-            files = self._env.read(self._file_problems)
-            still = set(self._env.read(self._file_problems)) if files else set()
+            files = self._env.read(lambda txn: file_problems(txn, self.path))
+            still = set(self._env.read(lambda txn: file_problems(txn, self.path))) if files else set()
             return [*found, *(line for line in files if line in still)]
         return self._env.write(lambda txn: self._env.problems() or problems_in(txn, self.path, tell))
-
-    def _file_problems(self, txn: Txn) -> Problems:
-        return file_problems(txn, self.path)
 
     def stats(self) -> dict[str, int]:
         """Numbers of rows, and bytes of KV files, pages in use and map (`max_bytes` 0: no limit)."""

@@ -59,8 +59,8 @@ def test_forgetting_a_user(registry: AdapterRegistry, path: Path, tmp_path: Path
 
 def test_traces_are_found(registry: AdapterRegistry, tmp_path: Path) -> None:
     add(registry, tmp_path, activate=True)
-    traces = registry.vault.traces_of("maya")
-    assert traces["adapters"] == traces["adapter_names"] == traces["adapter_default"] == 1
+    traces, anywhere = registry.vault.traces_of("maya"), registry.vault.traces_anywhere("maya")
+    assert traces["adapter_names"] == traces["adapter_default"] == anywhere["adapters"] == 1
 
 
 def test_no_other_door_lets_an_adapter_in(registry: AdapterRegistry, path: Path, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_group_made_anew_inherits_nothing(vault: Vault) -> None:
     own = MemCube.plaintext("the key", owner="group:staff")
     vault.add([shared], actor="bo")
     vault.add([own], actor="maya")
-    with pytest.raises(Conflict, match="owns 1 memories"):
+    with pytest.raises(Conflict, match="owns memories"):
         groups.remove(vault, "staff", [], actor="a")
     vault.delete(own.id, actor="maya")
     groups.remove(vault, "staff", [], actor="a")

@@ -31,7 +31,7 @@ class Clock:
 def service_of(vault: Vault, clock: Clock) -> Any:
     directory = Directory(vault, clock=clock)
     directory.refresh()
-    return SimpleNamespace(directory=directory, ring=KeyRing(directory=directory), splicer=None, mode="read")
+    return SimpleNamespace(directory=directory, ring=KeyRing(directory=directory), splicer=None, door=None, mode="read")
 
 
 async def status_of(service: Any, key: str = "") -> int:

@@ -6,13 +6,11 @@ import asyncio
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from memos_vllm.cube import Grant, MemCube
@@ -22,40 +20,13 @@ from memos_vllm.retrieval import MemOperator
 from memos_vllm.server import metrics, writing
 from memos_vllm.server.writing import MemoryForm, MemoryWriter, Turn, TurnWriter, Written, form_at
 from memos_vllm.vault import Vault
-from memos_vllm.vault.pipeline import Step
-
-
-@dataclass
-class Held:
-    """A vault with its search, as a MemoryService has them. disturb: runs before each write."""
-
-    vault: Vault
-    operator: MemOperator
-    disturb: Callable[[], None] = lambda: None
-
-    def revision(self, user: str) -> int:
-        return self.vault.revision(user)
-
-    def pipeline(
-        self, steps: Sequence[Step], actor: str, *, seen: int | None = None, since: float | None = None
-    ) -> list[MemCube]:
-        self.disturb()
-        return self.vault.pipeline(steps, actor=actor, seen=seen, since=since)
+from tests.unit.writing_cases import Held, hold, say, told
 
 
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[Held]:
     with Vault.open(tmp_path / "memory") as vault:
         yield Held(vault, MemOperator(vault))
-
-
-def say(held: Held, *texts: str, user: str = "maya", at: str = "", source: str = "") -> list[Written]:
-    form = form_at(MemoryForm(source=source), at)
-    return MemoryWriter(held, RuleReader()).remember(user, [Spoken("user", text) for text in texts], form)
-
-
-def told(held: Held, user: str = "maya") -> list[str]:
-    return [cube.text for cube in held.vault.list(user)]
 
 
 def test_a_preference_over_three_sessions(held: Held) -> None:
@@ -112,13 +83,6 @@ DELICATE = MemoryForm(
 def header(held: Held, cube_id: str) -> tuple[object, ...]:
     told = held.vault.get(cube_id).header
     return told.tags, told.sensitivity, told.access, told.expires
-
-
-def hold(held: Held, text: str = "I live in Lisbon.", **fields: Any) -> MemCube:
-    made = MemCube.plaintext(text, owner="maya")
-    access = tuple(map(Grant, fields.pop("access", ())))
-    header = msgspec.structs.replace(made.header, access=access, **fields)
-    return held.vault.add([MemCube(header, made.payload)], actor="maya")[0]
 
 
 def tell(held: Held, text: str, form: MemoryForm, name: str = "") -> list[Written]:
