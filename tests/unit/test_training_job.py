@@ -26,6 +26,10 @@ from memos_vllm.parameter.registry import AdapterRegistry, Caller
 from memos_vllm.vault import Vault
 from tests.unit.training_cases import TEXTS
 
+pytestmark = pytest.mark.skipif(
+    "MEMOS_TRAINING_JOBS" not in os.environ, reason="takes many minutes; MEMOS_TRAINING_JOBS=1 runs it"
+)
+
 ANY = {
     "min_accuracy": 0.0,
     "max_recall_loss": 1.0,
