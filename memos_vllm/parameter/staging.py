@@ -71,6 +71,9 @@ class Stage:
                 alive = _locked(folder / ALIVE, "shared")
             except FileNotFoundError:  # swept as dead before it was locked
                 continue
+            except FileExistsError as error:
+                if folder.exists():
+                    raise StartError(f"adapters cannot be copied to {folder}: it is no folder") from error
             except OSError as error:
                 raise StartError(f"adapters cannot be copied to {folder}: {error.strerror}") from error
             if alive is not None:

@@ -3,8 +3,7 @@
     chat ──submit──▶ turns that wait, by tenant ──▶ reader ──▶ known memories ──reconcile──▶ one pipeline
                      bounded; what does not fit is counted and logged
 
-A turn waits in RAM: a crash loses those that wait (as a rule none, the rules read a turn in milliseconds). An orderly
-stop writes them first.
+A turn waits in RAM: a crash loses those that wait (as a rule none, rules take milliseconds). A stop writes them first.
 """
 
 from __future__ import annotations

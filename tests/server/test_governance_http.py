@@ -305,17 +305,17 @@ def test_too_many_memories(governed: Governed) -> None:
 
 
 def test_who_may_write_does_not_learn_the_owners_usage(governed: Governed) -> None:
-    memory = governed.add("cy", "x" * 400_000)
+    memory = governed.add("cy", "x" * 300_000)
     with governed.http("cy") as client:
         share = {"principal": "maya", "rights": ["read", "write"]}
         assert client.post(f"/v1/memories/{memory}/access", json=share).status_code == 200
     with governed.http("maya") as client:
-        assert client.put(f"/v1/memories/{memory}", json={"text": "y" * 400_000}).status_code == 200
-        refused = client.put(f"/v1/memories/{memory}", json={"text": "z" * 400_000})
+        assert client.put(f"/v1/memories/{memory}", json={"text": "y" * 300_000}).status_code == 200
+        refused = client.put(f"/v1/memories/{memory}", json={"text": "z" * 300_000})
     assert refused.status_code == 413
     assert refused.json()["error"]["message"] == "'cy' has no room for this: their quota of memories is used up."
     with governed.http("cy") as client:
-        refused = client.post("/v1/memories", json={"text": "z" * 400_000})
+        refused = client.post("/v1/memories", json={"text": "z" * 300_000})
         assert refused.status_code == 413 and "may have 1 MiB" in refused.json()["error"]["message"]
         client.delete(f"/v1/memories/{memory}")
 
