@@ -41,10 +41,19 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Licence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Terms of a cube that came in a bundle; None and "" mean no limit."""
+    """Terms of a cube that came in a bundle; None and "" mean no limit.
+
+    max_accesses: prompts that it may enter; expires: when it may enter none any more
+    Then others than its owner may not read it either.
+    """
 
     max_accesses: int | None = None
     expires: str = ""
+
+    def ended(self, accesses: int, moment: str = "") -> bool:
+        """Whether a cube that entered so many prompts may enter no more, at a time in the form of `now`."""
+        over = self.max_accesses is not None and accesses >= self.max_accesses
+        return over or bool(self.expires and self.expires <= (moment or now()))
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

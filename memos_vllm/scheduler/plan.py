@@ -122,8 +122,8 @@ class MemScheduler:
         """
         ranking = self.policy if policy is None else policy_named(policy)
         room = self.token_budget if budget is None else min(budget, self.token_budget)
-        ranked = _ranked(ranking, self._candidates(call, ranking, before), call)
         filling = Filling(room, count_tokens)
+        ranked = self._within_licence(_ranked(ranking, self._candidates(call, ranking, before), call), filling)
         rest = self._take_best(filling, ranked)
         places = {cube.id: place for place, cube in enumerate(before)}
         self._keep(filling, rest, places)
@@ -157,6 +157,16 @@ class MemScheduler:
             return candidates
         uses = self._uses([candidate.cube.id for candidate in candidates])
         return [replace(candidate, uses=uses.get(candidate.cube.id, Uses())) for candidate in candidates]
+
+    def _within_licence(self, ranked: Sequence[Ranked], filling: Filling) -> list[Ranked]:
+        """Those whose licence lets them into one more prompt; the others are left out."""
+        terms = {entry.cube.id: entry.cube.header.licence for entry in ranked if entry.cube.header.licence}
+        uses = self._uses([*terms]) if self._uses and terms else {}
+        ended = {cube_id for cube_id, licence in terms.items() if licence.ended(uses.get(cube_id, Uses()).count)}
+        for entry in ranked:
+            if entry.cube.id in ended:
+                filling.leave(entry, "its licence has ended")
+        return [entry for entry in ranked if entry.cube.id not in ended]
 
     def _take_best(self, filling: Filling, ranked: Sequence[Ranked]) -> list[tuple[Ranked, str]]:
         """Fill in the best ones, top_k at most; returns those that were not tried, each with the reason."""

@@ -122,6 +122,7 @@ class ChatHooks:
         else:
             choose = partial(self._service.choose, user, query, messages=messages, policy=memory.policy)
             cubes = await to_thread.run_sync(choose)
+        cubes = await to_thread.run_sync(self._service.uses.admitted, cubes)
         if not cubes:
             return None
         try:
@@ -198,7 +199,7 @@ class ChatHooks:
         memory.cubes, memory.splice, memory.prompt_ids = prompt.cubes, prompt.splice, inputs[0]["prompt_token_ids"]
         if prompt.splice.fallback:
             fall_back(memory, prompt.splice.fallback)
-        self._service.uses.note(cube.id for cube in prompt.cubes)
+        self._service.uses.note_prompt(prompt.cubes)
         if memory.named is None and memory.caller is not None:
             self._service.note_turn(memory.caller.user, messages, [cube.id for cube in prompt.cubes])
         metrics.prompts().labels("spliced" if prompt.splice.kv_transfer_params else "text").inc()

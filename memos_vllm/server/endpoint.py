@@ -209,9 +209,10 @@ def _splicer(
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MemosError)
     memory = current_memory.get()
-    user = memory.caller.user if memory is not None and memory.caller is not None else ""
+    caller = memory.caller if memory is not None else None
+    user = caller.user if caller is not None else ""
     if isinstance(error, Forbidden):
         request.app.state.memos.trail.note(user, "refuse", target=request.path_params.get("memory_id", ""))
-    if isinstance(error, QuotaExceeded) and error.owner != user:
+    if isinstance(error, QuotaExceeded) and (caller is None or error.owner != user or caller.clearance is not None):
         error = error.for_others()
     return error_response(error)

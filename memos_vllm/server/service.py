@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from memos_vllm.cube import MemCube, Plaintext, State, is_id
 from memos_vllm.errors import BadInput, MemosError, NotFound
 from memos_vllm.governance.acl import Purpose, may_read
@@ -30,11 +28,13 @@ from memos_vllm.server import metrics
 from memos_vllm.server.injection import ActivationState, Asked, Mode, Spans, SplicePrompt, Splicer, current_memory
 from memos_vllm.server.pieces import Piece, PieceCutter
 from memos_vllm.server.prompt import Message, PromptBuilder
+from memos_vllm.server.sight import Sight
 from memos_vllm.server.trail import AccessTrail
 from memos_vllm.server.turns import turn_keys
 from memos_vllm.server.uses import UseBook
 from memos_vllm.server.writing import MemoryWriter, TurnWriter
-from memos_vllm.vault import Event, ForgetReport, Restored, Vault
+from memos_vllm.vault import ForgetReport, Restored, Vault
+from memos_vllm.vault.editing import Allowed
 from memos_vllm.vault.pipeline import DeleteStep, Permit, Step, ids_in
 from memos_vllm.vault.states import HOT
 
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class MemoryService:
+class MemoryService(Sight):
     """Vault, identity, search, prompts and (where splicing is on) the splicer. Its methods block: call them in threads.
 
     `secret` keys cache salts and splice plans; the engine and every API server of one start share it. `mode`: what a
@@ -90,57 +90,13 @@ class MemoryService:
 
     def search(self, user: str, query: str, *, top_k: int, **options: Any) -> list[Hit]:
         """The memories that fit a query best, among all that the user may read. Raises MemosError."""
-        hits = self.operator.search(self.principals(user), query, top_k=top_k, **options)
-        for hit in hits:
+        principals = self.principals(user)
+        hits = self.operator.search(principals, query, top_k=top_k, **options)
+        licensed = self.uses.licensed([hit.cube for hit in hits])
+        shown = [hit for hit, lasts in zip(hits, licensed, strict=True) if lasts or hit.cube.owner in principals]
+        for hit in shown:
             self.trail.note(user, "search", target=hit.cube.id, owner=hit.cube.owner)
-        return hits
-
-    def listed(
-        self, user: str, owner: str, *, limit: int | None = None, after: str = "", as_of: str = ""
-    ) -> list[MemCube]:
-        """The cubes of an owner, the user or their group, that the user's key is cleared for, oldest first.
-
-        as_of: a time, to have them as they were then.
-        """
-        found: list[MemCube] = []
-        while limit is None or len(found) < limit:
-            if as_of:
-                page = self.vault.as_of(owner, as_of, limit=limit, after=after)
-            else:
-                page = self.vault.list(owner, limit=limit, after=after)
-            found += self.cleared(user, page)
-            if limit is None or len(page) < limit:
-                break
-            after = page[-1].id
-        return found[:limit]
-
-    def cleared(self, user: str, cubes: Sequence[MemCube]) -> list[MemCube]:
-        """Those of the cubes that the user's key is cleared for: older versions as they were and as they are now."""
-        context = self.caller(user).context("api")
-        if context.clearance is None:
-            return [*cubes]
-        return [cube for cube in cubes if context.covers(cube) and context.covers(self._now(cube))]
-
-    def _now(self, cube: MemCube) -> MemCube:
-        """The newest version; the given one where the cube is gone."""
-        try:
-            return self.vault.get(cube.id)
-        except NotFound:
-            return cube
-
-    def history(self, user: str, cube_id: str) -> list[Event]:
-        """What happened to a cube, without the texts that the user's key is not cleared for. Raises NotFound."""
-        events = self.vault.history(cube_id)
-        if self.caller(user).clearance is None:
-            return events
-        versions = self.cleared(user, self.vault.versions(cube_id))
-        shown = {cube.version: cube.payload.content for cube in versions if isinstance(cube.payload, Plaintext)}
-        return [
-            msgspec.structs.replace(event, old_text=shown.get(event.version - 1), new_text=shown.get(event.version))
-            if event.operation != "delete"
-            else event
-            for event in events
-        ]
+        return shown
 
     def add(self, cubes: Sequence[MemCube], *, actor: str) -> list[MemCube]:
         """Store new memories, all or none, and have them captured. Raises MemosError."""
@@ -189,12 +145,12 @@ class MemoryService:
         context = self.caller(user).context("api")
         return recall(self.vault, user, query, admits=lambda cube: may_read(cube, user, context))
 
-    def transition(self, cube_id: str, state: State, *, actor: str) -> MemCube:
+    def transition(self, cube_id: str, state: State, *, actor: str, allowed: Allowed | None = None) -> MemCube:
         """Give a cube another state: K/V of one that enters no prompts any more go, one that does again is captured.
 
         Raises NotFound; Conflict where that state cannot follow.
         """
-        cube = self.vault.transition(cube_id, state, actor=actor)
+        cube = self.vault.transition(cube_id, state, actor=actor, allowed=allowed)
         if state in HOT:
             self.uses.note([cube.id])  # it would fade again at the next sweep
             self.written([cube])
@@ -228,6 +184,8 @@ class MemoryService:
             raise missing from None
         caller = self.caller(user)
         if not may_read(cube, caller.principals, caller.context(purpose)):
+            raise missing
+        if (cube.owner not in caller.principals or purpose == "prompt") and not all(self.uses.licensed([cube])):
             raise missing
         self.trail.note(user, "prompt" if purpose == "prompt" else "read", target=cube.id, owner=cube.owner)
         return cube
@@ -299,9 +257,9 @@ class MemoryService:
         self.written([cube])
         return cube
 
-    def delete(self, cube_id: str, actor: str, *, snapshots: bool = False) -> None:
+    def delete(self, cube_id: str, actor: str, *, snapshots: bool = False, allowed: Allowed | None = None) -> None:
         """Delete a cube with all its K/V. snapshots: and its copies in snapshots. Raises MemosError."""
-        self._forget(self.vault.delete(cube_id, actor=actor, snapshots=snapshots), "deleted")
+        self._forget(self.vault.delete(cube_id, actor=actor, snapshots=snapshots, allowed=allowed), "deleted")
 
     def delete_owner(self, owner: str, *, snapshots: bool = False) -> int:
         """Delete all cubes of an owner, with all K/V made for them; returns how many cubes. Raises MemosError.
@@ -342,17 +300,13 @@ class MemoryService:
         return cubes
 
     def restore(self, owner: str, name: str, actor: str) -> Restored:
-        """Bring an owner's cubes back to a snapshot; K/V of other texts go. Raises MemosError.
-
-        Returns what the actor's key is cleared for.
+        """Bring an owner's cubes, as far as the actor's key is cleared for them, back to a snapshot; K/V of other texts
+        go. Raises MemosError.
         """
-        restored = self.vault.restore_snapshot(owner, name, actor=actor)
+        restored = self.vault.restore_snapshot(owner, name, actor=actor, covers=self.covers(actor))
         self._forget(restored.kv_keys, "superseded")
         self.written([*restored.changed, *restored.revived])
-        changed, revived, archived = (
-            self.cleared(actor, cubes) for cubes in (restored.changed, restored.revived, restored.archived)
-        )
-        return Restored(changed, revived, archived, restored.unchanged)
+        return restored
 
     def forget_user(self, user: str) -> tuple[ForgetReport, dict[str, int]]:
         """Delete everything about a user, and count what still tells of them: nothing. Raises MemosError."""
@@ -372,12 +326,14 @@ class MemoryService:
         self.cutter.forget(user)
         self._forget((), "deleted", user)
 
-    def pin(self, cube_id: str, pinned: bool, actor: str) -> MemCube:
+    def pin(self, cube_id: str, pinned: bool, actor: str, *, allowed: Allowed | None = None) -> MemCube:
         """Pin a cube: its K/V are made at once and are not evicted. Or let it go. Raises MemosError."""
         if not pinned:
             cube = self.vault.get(cube_id)
-            return self.vault.prioritise(cube_id, "mid", actor=actor) if cube.header.priority == "pinned" else cube
-        cube = self.vault.prioritise(cube_id, "pinned", actor=actor)
+            if cube.header.priority != "pinned":
+                return cube
+            return self.vault.prioritise(cube_id, "mid", actor=actor, allowed=allowed)
+        cube = self.vault.prioritise(cube_id, "pinned", actor=actor, allowed=allowed)
         self.written([cube])
         return cube
 

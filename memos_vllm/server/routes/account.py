@@ -60,11 +60,13 @@ def read_log(
     newest_first: bool = False,
 ) -> Log:
     """Who did what to the caller's memories, oldest first; a key with the role admin or auditor reads the whole log,
-    with the number and hash of each entry.
+    with the number and hash of each entry. A key that is not cleared for everything reads of what is there and what it
+    is cleared for.
     """
     whole = service.caller(user).may("audit")
     place = _place(service, user, after, whole)
-    entries = service.vault.log(
+    entries = service.log(
+        user,
         LogQuery(
             actor=actor,
             owner=_whose(service, user, owner, whole),
@@ -76,7 +78,7 @@ def read_log(
             before=place if newest_first else 0,
             limit=limit,
             newest_first=newest_first,
-        )
+        ),
     )
     last = entries[-1].seq if len(entries) == limit else None
     following = None if last is None else str(last) if whole else cursor_of(last, service.secret, user)
@@ -100,7 +102,7 @@ def verify_log(
 @router.get("/me/usage", response_model=UsageBody, tags=["me"])
 def usage(service: Service, user: User, user_id: UserId = None) -> UsageBody:
     """What the user's memories take up, and how much they may."""
-    used, limits = service.vault.usage(user), service.directory.limits_of(user)
+    used, limits = service.usage(user), service.directory.limits_of(user)
     return UsageBody(
         user_id=user,
         cubes=used.cubes,
@@ -117,8 +119,7 @@ def forget_me(service: Service, user: User, user_id: UserId = None) -> Forgotten
     rights that others gave them, and their name in the audit log. The answer proves it: no row tells of them any more.
     A key that is not cleared for all memories may not do this.
     """
-    if service.caller(user).clearance is not None:
-        raise Forbidden("This API key is not cleared for all memories of the user: use one that is.")
+    service.require_clearance(user)
     return Forgotten.of(user, *service.forget_user(user))
 
 

@@ -147,7 +147,7 @@ def history(memory_id: str, service: Service, user: User) -> list[Change]:
 @router.get("/v1/entities/")
 def entities(service: Service, user: User) -> dict[str, Any]:
     """Whose memories the caller has: their own."""
-    count = service.vault.usage(user).cubes
+    count = service.usage(user).cubes
     results = [{"id": user, "name": user, "type": "user", "total_memories": count}] if count else []
     return {"count": len(results), "next": None, "previous": None, "results": results}
 
