@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from memos_vllm.cube import MemCube
+from memos_vllm.cube import MemCube, Right
 from memos_vllm.governance import keys, quota
 from memos_vllm.governance.directory import MAX_AGE
 from memos_vllm.governance.quota import Quota
@@ -97,17 +97,18 @@ def prepared(rights: Rights, owner: str, name: str) -> str:
 @pytest.mark.parametrize("name", WRITES)
 def test_a_right_that_is_revoked_first_lets_no_change_through(rights: Rights, user: str, other: str, name: str) -> None:
     cube, (method, path, body) = prepared(rights, user, name), WRITES[name]
-    rights.vault.pipeline([GrantStep(cube, other, ("read", "write"))], actor=user)
+    granted = GrantStep(cube, other, ("read", "write"))
     with rights.http(other) as client:
 
         def request() -> httpx.Response:
             return client.request(method, f"/v1/memories/{cube}{path}", json=body)
 
-        refused = rights.overtaken(GrantStep(cube, other, ("read",)), user, request)
-        assert refused.status_code == 403 and rights.vault.get(cube).version == 2
-        gone = rights.overtaken(GrantStep(cube, other, ()), user, request)
-        assert gone.status_code == 404 and rights.vault.get(cube).version == 2
-        rights.vault.pipeline([GrantStep(cube, other, ("read", "write"))], actor=user)
+        rest: tuple[Right, ...]
+        for rest, status in ((("read",), 403), ((), 404)):
+            rights.vault.pipeline([granted], actor=user)
+            refused = rights.overtaken(GrantStep(cube, other, rest), user, request)
+            assert refused.status_code == status and rights.vault.get(cube).version == 2
+        rights.vault.pipeline([granted], actor=user)
         unharmed = rights.overtaken(GrantStep(cube, "somebody", ("read",)), user, request)
         assert unharmed.status_code == 200 and rights.vault.get(cube).version == 3
 
