@@ -37,7 +37,7 @@ class Fixed:
         window: TimeWindow | None = None,
         **options: Any,
     ) -> list[Hit]:
-        assert filters == {"owner": "maya"}
+        assert principals == ["maya"] and filters == {"owner": ["maya"]}
         return [] if window and self.old else self.hits[:top_k]
 
     def sentence_scores(self, query: str, text: str) -> list[tuple[int, int, float]]:
