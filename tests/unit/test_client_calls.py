@@ -153,7 +153,7 @@ def test_both_clients_have_every_call() -> None:
 
 
 def test_access_is_sent_as_names_and_grants() -> None:
-    wanted = ["tom", {"principal": "group:kitchen", "rights": ["read", "write"]}, GIVEN["access"][2]]
+    wanted = ["tom", {"principal": "group:kitchen", "rights": ("read", "write")}, GIVEN["access"][2]]
     for call in (calls.set_access(ID, GIVEN["access"]), calls.add("tea", access=GIVEN["access"])):
         assert call.body is not None and call.body["access"] == wanted
 

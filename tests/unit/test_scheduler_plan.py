@@ -181,6 +181,7 @@ def test_a_time_in_the_question_leads_but_does_not_empty_the_prompt() -> None:
 class _Call(msgspec.Struct, frozen=True):
     caller: str
     query: str
+    owners: tuple[str, ...] = ("maya",)
     types: tuple[Any, ...] = ()
     window: TimeWindow | None = None
 
