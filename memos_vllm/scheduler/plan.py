@@ -46,13 +46,19 @@ class MemoryPlan:
 
 
 class Call(Protocol):
-    """What a prompt's memories are looked for with: `reader.MemoryCall` is one. window: see `Operator.search`."""
+    """What a prompt's memories are looked for with: `reader.MemoryCall` is one.
+
+    owners: whose cubes are meant, the caller's own first; window: see `Operator.search`.
+    """
 
     @property
     def caller(self) -> str: ...
 
     @property
     def query(self) -> str: ...
+
+    @property
+    def owners(self) -> Sequence[str]: ...
 
     @property
     def types(self) -> Collection[SemanticType]: ...
@@ -69,6 +75,10 @@ class Asking:
     query: str
     types: tuple[SemanticType, ...] = ()
     window: None = None
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        return (self.caller,)
 
 
 class MemScheduler:
@@ -115,7 +125,8 @@ class MemScheduler:
 
         policy, budget (tokens): None for the server's; before: the cubes that the conversation's turn before was given,
         in its order, as they are now and as far as they may still be used.
-        Only the caller's own cubes: a grant lets others offer text, not put it into somebody's prompts unasked.
+        Only cubes of the call's owners, the caller and, where the question asks for it, their groups: a grant lets
+        others offer text, not put it into somebody's prompts.
         A cube that does not fit is passed over, a smaller one after it may still get in. At the beginning of a
         conversation the order is that of the ids: the same set gives the same prompt, whatever the query.
         Raises BadInput for an unknown policy, VaultUnavailable.
@@ -143,14 +154,14 @@ class MemScheduler:
         return self._with_uses(found) if policy.needs_uses else found
 
     def _search(self, call: Call) -> list[Hit]:
-        """Among the caller's own cubes; a time that the question names is left aside where nothing is of it."""
+        """Among the cubes of the call's owners; a time that the question names is left aside where nothing is of it."""
         count = self._top_k + min(POOL * self._top_k, MAX_POOL)
-        own = {"owner": call.caller}
+        owners = [*call.owners]
         if call.window is not None:
-            hits = self._operator.search(call.caller, call.query, top_k=count, filters=own, window=call.window)
+            hits = self._operator.search(owners, call.query, top_k=count, filters={"owner": owners}, window=call.window)
             if hits:
                 return hits
-        return self._operator.search(call.caller, call.query, top_k=count, filters=own)
+        return self._operator.search(owners, call.query, top_k=count, filters={"owner": owners})
 
     def _with_uses(self, candidates: list[Candidate]) -> list[Candidate]:
         if self._uses is None:

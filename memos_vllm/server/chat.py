@@ -31,6 +31,7 @@ from memos_vllm.errors import MemosError
 from memos_vllm.reader import Spoken
 from memos_vllm.reader.sentences import MAX_TEXT
 from memos_vllm.server import metrics
+from memos_vllm.server.fair import TenantGate
 from memos_vllm.server.injection import (
     REPORT_KEY,
     Adapter,
@@ -80,6 +81,7 @@ class ChatHooks:
         self._online_renderer = online_renderer
         self._models = models
         self._engine_client = engine_client
+        self._gate = TenantGate()
         self._plain_preprocess = online_renderer.preprocess_chat
         self._plain_generate = engine_client.generate
 
@@ -121,8 +123,10 @@ class ChatHooks:
             cubes = [*memory.named]
         else:
             choose = partial(self._service.choose, user, query, messages=messages, policy=memory.policy)
-            cubes = await to_thread.run_sync(choose)
-        cubes = await to_thread.run_sync(self._service.uses.admitted, cubes)
+            async with self._gate.inside(user):
+                cubes = await to_thread.run_sync(choose)
+        if any(cube.header.licence for cube in cubes):
+            cubes = await to_thread.run_sync(self._service.uses.admitted, cubes)
         if not cubes:
             return None
         try:
@@ -132,7 +136,8 @@ class ChatHooks:
         limit = prompt_limit(request.build_tok_params(self._online_renderer.model_config))
         unspliceable = self._unspliceable(request) or await self._foreign_scaffold(split.scaffold)
         asked = Asked(user, query, unspliceable, memory.repair, self._adapter(request))
-        prompt = await to_thread.run_sync(self._as_tokens, asked, cubes, messages, split, limit)
+        async with self._gate.inside(user):
+            prompt = await to_thread.run_sync(self._as_tokens, asked, cubes, messages, split, limit)
         if len(prompt.cubes) < len(cubes):
             fall_back(memory, "context-full")
         return prompt if prompt.cubes else None

@@ -108,7 +108,8 @@ async def open_service(
     embedder = await asyncio.to_thread(make_embedder, config.embedder)
     operator = GovernedOperator(MemOperator(vault, QueryEmbedder(embedder) if embedder else None))
     if embedder is not None:
-        EmbeddingWorker(vault, embedder, partial(claimed, vault.path, "embedding")).start()
+        tell = metrics.vectors_waiting().set
+        EmbeddingWorker(vault, embedder, partial(claimed, vault.path, "embedding"), tell).start()
     ageing = Ageing(Lifecycle(vault, half_life_days=config.half_life))
     uses = UseBook(vault, ageing.used)
     uses.start()

@@ -130,6 +130,18 @@ def reader_fallbacks() -> Counter:
 
 
 @cache
+def vectors_waiting() -> Gauge:
+    """Memories that are found by their words alone until the embedder has come to them. Every API server tells."""
+    return Gauge("memos_vectors_waiting", "Memories that wait for a vector", multiprocess_mode="livemostrecent")
+
+
+@cache
+def trainings() -> Counter:
+    """Trainings of adapters that were asked for, by kind (`train`, `retrain`, `resume`)."""
+    return Counter("memos_trainings", "Trainings of adapters that were asked for", ["kind"])
+
+
+@cache
 def adapter_requests() -> Counter:
     """Requests with a user's adapter, by how it was chosen (`named`, `default`)."""
     return Counter("memos_adapter_requests", "Requests with a user's adapter", ["choice"])
@@ -168,7 +180,7 @@ ALL: tuple[Callable[[], Any], ...] = (
     *(fallbacks, prompts, prompt_tokens, search_seconds),
     *(captures, capture_seconds, captures_waiting, promotions, demotions),
     *(transitions, swept, sweep_seconds, planned, turn_memories),
-    *(turns, turns_waiting, memories_written, reader_fallbacks),
+    *(turns, turns_waiting, memories_written, reader_fallbacks, vectors_waiting, trainings),
     *(adapter_requests, adapter_stage_seconds, adapter_load_seconds, adapter_evictions),
 )
 

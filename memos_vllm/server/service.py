@@ -18,13 +18,14 @@ from memos_vllm.governance.ring import KeyRing
 from memos_vllm.parameter.job import Jobs
 from memos_vllm.parameter.registry import AdapterRegistry
 from memos_vllm.reader import call_of
-from memos_vllm.retrieval.base import Hit, Operator
+from memos_vllm.retrieval.base import Hit
 from memos_vllm.scheduler.form import Shape, plain_form
 from memos_vllm.scheduler.lifecycle import drop_kv_of
 from memos_vllm.scheduler.order import Turns
 from memos_vllm.scheduler.plan import Call, MemoryPlan, MemScheduler
 from memos_vllm.scheduler.recall import recall
 from memos_vllm.server import metrics
+from memos_vllm.server.governed import GovernedOperator
 from memos_vllm.server.injection import ActivationState, Asked, Mode, Spans, SplicePrompt, Splicer, current_memory
 from memos_vllm.server.pieces import Piece, PieceCutter
 from memos_vllm.server.prompt import Message, PromptBuilder
@@ -58,7 +59,7 @@ class MemoryService(Sight):
     directory: Directory
     limiter: RateLimiter
     ring: KeyRing
-    operator: Operator
+    operator: GovernedOperator
     scheduler: MemScheduler
     prompts: PromptBuilder
     secret: bytes
@@ -113,9 +114,11 @@ class MemoryService(Sight):
         """
         with metrics.search_seconds().time():
             before = self._before(user, messages)
-            call = call_of(query, user, datetime.now(UTC))
+            call = call_of(query, user, datetime.now(UTC), self.principals(user)[1:])
             plan = self.scheduler.plan(call, self._count, policy=policy, before=before)
         metrics.planned().labels(plan.policy).inc()
+        for cube in plan.cubes:
+            self.trail.note(user, "prompt", target=cube.id, owner=cube.owner)
         stayed = {cube.id for cube in plan.cubes} & {cube.id for cube in before}
         metrics.turn_memories().labels("kept").inc(len(stayed))
         metrics.turn_memories().labels("left").inc(len(before) - len(stayed))
@@ -166,7 +169,7 @@ class MemoryService(Sight):
                 found.append(self.readable(user, cube_id, "prompt"))
             except NotFound:
                 continue
-        return [cube for cube in found if cube.owner == user]
+        return [cube for cube in found if cube.owner in self.principals(user)]
 
     def _count(self, cube: MemCube) -> int:
         return len(self.tokens(cube))
@@ -199,9 +202,8 @@ class MemoryService(Sight):
 
     def _nameable(self, user: str, memory_id: str) -> MemCube:
         cube = self.readable(user, memory_id)
-        if cube.owner == user and cube.header.state == "archived" and not cube.expired():
-            return cube
-        return self.readable(user, memory_id, "prompt")
+        returns = cube.owner == user and cube.header.state == "archived" and not cube.expired()
+        return cube if returns else self.readable(user, memory_id, "prompt")
 
     def cut(self, asked: Asked, messages: Sequence[Message], rest: str) -> list[Piece]:
         """The tokens of a prompt's text after the memories, cut at what its caller sends often."""
@@ -267,7 +269,8 @@ class MemoryService(Sight):
         snapshots: and their copies in snapshots.
         """
         self._drop_waiting(owner)
-        count, keys = self.vault.delete_owner(owner, actor=owner, snapshots=snapshots)
+        with self.operator.forgetting(owner):
+            count, keys = self.vault.delete_owner(owner, actor=owner, snapshots=snapshots)
         self._forget(keys, "deleted")
         self._drop_waiting(owner)
         return count
@@ -312,7 +315,7 @@ class MemoryService(Sight):
         """Delete everything about a user, and count what still tells of them: nothing. Raises MemosError."""
         self.jobs.forget(user)
         self._drop_waiting(user)
-        with self.trail.forgetting(user):
+        with self.trail.forgetting(user), self.operator.forgetting(user):
             report = self.vault.forget(user, actor=user)
         self._forget(report.kv_keys, "deleted")
         self._drop_waiting(user)

@@ -37,7 +37,7 @@ class Fixed:
         window: TimeWindow | None = None,
         **options: Any,
     ) -> list[Hit]:
-        assert filters == {"owner": "maya"}
+        assert principals == ["maya"] and filters == {"owner": ["maya"]}
         return [] if window and self.old else self.hits[:top_k]
 
     def sentence_scores(self, query: str, text: str) -> list[tuple[int, int, float]]:
@@ -181,6 +181,7 @@ def test_a_time_in_the_question_leads_but_does_not_empty_the_prompt() -> None:
 class _Call(msgspec.Struct, frozen=True):
     caller: str
     query: str
+    owners: tuple[str, ...] = ("maya",)
     types: tuple[Any, ...] = ()
     window: TimeWindow | None = None
 
