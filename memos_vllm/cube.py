@@ -165,7 +165,7 @@ class MemCube(msgspec.Struct, frozen=True):
     def plain(self) -> Plaintext:
         """The payload, if it is plaintext; else raises NotPlaintext."""
         if not isinstance(self.payload, Plaintext):
-            raise NotPlaintext(f"Memory {self.id} holds no text but an {type(self.payload).__name__} payload.")
+            raise NotPlaintext(f"Cube {self.id} holds no text but a payload of kind {type(self.payload).__name__}.")
         return self.payload
 
     def readers(self) -> tuple[str, ...]:

@@ -264,13 +264,13 @@ class MemoryService(Sight):
         self._forget(self.vault.delete(cube_id, actor=actor, snapshots=snapshots, allowed=allowed), "deleted")
 
     def delete_owner(self, owner: str, *, snapshots: bool = False) -> int:
-        """Delete all cubes of an owner, with all K/V made for them; returns how many cubes. Raises MemosError.
+        """Delete all memories of an owner, with all K/V made for them; returns how many. Raises MemosError.
 
         snapshots: and their copies in snapshots.
         """
         self._drop_waiting(owner)
         with self.operator.forgetting(owner):
-            count, keys = self.vault.delete_owner(owner, actor=owner, snapshots=snapshots)
+            count, keys = self.vault.delete_owner(owner, actor=owner, snapshots=snapshots, adapters=False)
         self._forget(keys, "deleted")
         self._drop_waiting(owner)
         return count

@@ -48,9 +48,9 @@ class Sight(ABC):
     def listed(
         self, user: str, owner: str, *, limit: int | None = None, after: str = "", as_of: str = ""
     ) -> list[MemCube]:
-        """The cubes of an owner, the user or their group, that the user's key is cleared for, oldest first.
+        """The memories of an owner, the user or their group, that the user's key is cleared for, oldest first.
 
-        as_of: a time, to have them as they were then.
+        Adapters are listed elsewhere. as_of: a time, to have them as they were then.
         """
         found: list[MemCube] = []
         while limit is None or len(found) < limit:
@@ -58,7 +58,7 @@ class Sight(ABC):
                 page = self.vault.as_of(owner, as_of, limit=limit, after=after)
             else:
                 page = self.vault.list(owner, limit=limit, after=after)
-            found += self.cleared(user, page)
+            found += self.cleared(user, [cube for cube in page if isinstance(cube.payload, Plaintext)])
             if limit is None or len(page) < limit:
                 break
             after = page[-1].id

@@ -6,6 +6,7 @@ from typing import TypeAlias
 from memos_vllm.cube import Grant, MemCube, Namespace, Priority, Scalar, State, checked_id
 from memos_vllm.errors import Conflict
 from memos_vllm.vault import changes, forgotten, manifest, snapshots, states, tables, versions
+from memos_vllm.vault.adapters import is_adapter
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.records import Uses
@@ -183,8 +184,12 @@ class Editing(KVManifest):
         self._bury()
         return gone
 
-    def delete_owner(self, owner: str, *, actor: str, snapshots: bool = False) -> tuple[int, list[str]]:
+    def delete_owner(
+        self, owner: str, *, actor: str, snapshots: bool = False, adapters: bool = True
+    ) -> tuple[int, list[str]]:
         """Remove every cube that an owner has now, as `delete` does, and all other K/V made for them.
+
+        adapters: and their adapters, which stay otherwise.
 
         Each cube goes wholly, in transactions of STEP cubes between which others write. What ends on the way has
         removed some of them, and doing it again goes on; what the owner had under way before is refused from the first
@@ -196,7 +201,8 @@ class Editing(KVManifest):
             if first:
                 forgotten.note(txn, owner, whole=False)
                 gone = manifest.doom_all(txn, manifest.pieces_of(txn, owner))
-            cubes = [cube for cube in (tables.find(txn, cube_id) for cube_id in part) if cube and cube.owner == owner]
+            found = (tables.find(txn, cube_id) for cube_id in part)
+            cubes = [cube for cube in found if cube and cube.owner == owner and (adapters or not is_adapter(cube))]
             return len(cubes), gone + _remove(txn, cubes, actor, snapshots)
 
         done = [*self._stepwise(self._ids_of(owner), work)]
