@@ -14,8 +14,10 @@ from safetensors.numpy import save_file
 from memos_vllm.parameter.base_model import BaseModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-STRENGTH = 1.0
-"""What an adapter adds to a layer's output, as a multiple of the layer's input (root mean squares)."""
+STRENGTH = 4.0
+"""What an adapter adds to a layer's output, as a multiple of the layer's input (root mean squares): a few times what
+usual weights make of it, so that no answer stays as it is.
+"""
 
 
 @dataclass(frozen=True)
