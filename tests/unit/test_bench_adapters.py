@@ -209,7 +209,7 @@ def asked_of(arm: str, handler: Handler, log: Path, use: Callable[[Side], Any]) 
     return asyncio.run(run())
 
 
-def answering(model: str, tokens: int = 2, **headers: str) -> Handler:
+def answering(model: str, headers: dict[str, str] | None = None, *, tokens: int = 2) -> Handler:
     body = {"model": model, "prompt_token_ids": [1], "choices": [{"token_ids": list(range(tokens))}]}
     return lambda request: httpx.Response(200, json=body, headers=headers)
 
@@ -224,10 +224,10 @@ MAYA = Asked("maya", "Hello")
         (VLLM, answering("maya"), None),
         (VLLM, answering("tom"), "with tom"),
         (VLLM, answering("maya", tokens=1), "answered 1 tokens, not 2"),
-        (MEMOS, answering(f"{ADAPTER}@v1", **{"x-memos-adapter": f"{ADAPTER}@v1"}), None),
+        (MEMOS, answering(f"{ADAPTER}@v1", {"x-memos-adapter": f"{ADAPTER}@v1"}), None),
         (MEMOS, answering(SERVED_NAME), "with model"),
-        (MEMOS, answering(f"{ADAPTER}@v2", **{"x-memos-adapter": f"{ADAPTER}@v2"}), "@v2"),
-        (MEMOS, answering(SERVED_NAME, **{"x-memos-adapter": "none", "x-memos-fallback": "unusable"}), "unusable"),
+        (MEMOS, answering(f"{ADAPTER}@v2", {"x-memos-adapter": f"{ADAPTER}@v2"}), "@v2"),
+        (MEMOS, answering(SERVED_NAME, {"x-memos-adapter": "none", "x-memos-fallback": "unusable"}), "unusable"),
     ],
 )
 def test_whose_adapter_answered_is_looked_at(arm: str, handler: Handler, complaint: str | None, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_each_server_is_asked_in_its_own_way(tmp_path: Path) -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         seen.append((json.loads(request.content)["model"], request.headers.get("x-memos-user-id")))
         named = {BASE: SERVED_NAME, VLLM: "maya", MEMOS: f"{ADAPTER}@v1"}[arm]
-        return answering(named, **{"x-memos-adapter": named})(request)
+        return answering(named, {"x-memos-adapter": named})(request)
 
     for arm in (BASE, VLLM, MEMOS):
         assert asked_of(arm, handler, tmp_path / "log", lambda one: one.batch([MAYA] * 5, 2, 3)) > 0
