@@ -74,9 +74,9 @@ def test_the_log_comes_in_pages(client: httpx.Client, open_api: Server, other: s
 
 
 def test_an_export_leaves_redacted_and_marked(client: httpx.Client, open_api: Server, user: str, other: str) -> None:
-    add(client, "Ana's number is +351 912 345 678.", access=[other])
-    add(client, "I am ill.", sensitivity=["health"])
-    add(client, "old", expires="2020-01-01")
+    add(client, text="Ana's number is +351 912 345 678.", access=[other])
+    add(client, text="I am ill.", sensitivity=["health"])
+    add(client, text="old", expires="2020-01-01")
     open_api.remember(other, "Somebody else's.")
     answer = client.post("/v1/memories/export", json={"recipient": "doctor"})
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("application/x-ndjson")
@@ -91,8 +91,8 @@ def test_an_export_leaves_redacted_and_marked(client: httpx.Client, open_api: Se
 
 
 def test_what_an_export_is_asked_for(client: httpx.Client) -> None:
-    add(client, "Write to ana@example.org.")
-    add(client, "I am ill.", sensitivity=["health"])
+    add(client, text="Write to ana@example.org.")
+    add(client, text="I am ill.", sensitivity=["health"])
     asked = {"recipient": "doctor", "redact": False, "watermark": False, "clearance": []}
     (line,) = client.post("/v1/memories/export", json=asked).text.splitlines()
     assert json.loads(line)["payload"]["content"] == "Write to ana@example.org."

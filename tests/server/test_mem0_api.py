@@ -81,14 +81,14 @@ def test_pages_of_a_list_leave_out_what_expired(maya: httpx.Client) -> None:
         expires = "2020-01-01" if number in (1, 4) else ""
         maya.post("/v1/memories/", json={"text": f"fact {number}", "expires": expires, "run_id": "run"})
     whole = maya.get("/v1/memories/").json()
-    assert (whole["count"], texts_in(whole), whole["next"]) == (3, ["fact 3", "fact 2", "fact 0"], None)
+    assert (whole["count"], texts_in(whole), whole.get("next")) == (3, ["fact 3", "fact 2", "fact 0"], None)
     filtered = maya.get("/v1/memories/", params={"run_id": "run", "page_size": 2}).json()
     assert (filtered["count"], texts_in(filtered)) == (3, ["fact 3", "fact 2"]) and filtered["next"]
     read, path = [], "/v1/memories/?page=1&page_size=2"
     while path:
         page = maya.get(path).json()
         read += texts_in(page)
-        path = page["next"]
+        path = page.get("next")
     assert read == ["fact 3", "fact 2", "fact 0"]
     assert maya.get("/v1/memories/", params={"page": 9}).json()["results"] == []
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
-from memos_vllm.cube import MemCube
+from memos_vllm.cube import MemCube, Plaintext
 from memos_vllm.errors import BadInput, Forbidden, NotFound
 from memos_vllm.server.routes import memories
 from memos_vllm.server.routes.common import MemoryRoute, Scope, Scoped, Service, User, UserId, owned, writable
@@ -54,7 +54,7 @@ class ListRequest(BaseModel):
 class Page(BaseModel):
     """One page of memories, newest first as at mem0.
 
-    count: of all memories that are meant; where nothing filters, expired ones on other pages are counted too.
+    count: of all memories that are meant; where nothing filters, expired ones and adapters on other pages count too.
     """
 
     count: int
@@ -200,7 +200,7 @@ def _page(service: Service, user: str, wanted: ListRequest, path: str) -> Page:
     asked = query_of(SearchRequest.model_validate({"query": "", "filters": wanted.filters}))
     if asked == Wanted() and service.caller(user).clearance is None:
         cubes = service.vault.latest(user, skip=first, limit=size)
-        found = [cube for cube in cubes if not cube.expired()]
+        found = [cube for cube in cubes if _is_listed(cube)]
         total = service.vault.usage(user).cubes
         more, count = first + size < total, total - (len(cubes) - len(found))
     else:
@@ -214,12 +214,17 @@ def _page(service: Service, user: str, wanted: ListRequest, path: str) -> Page:
     )
 
 
+def _is_listed(cube: MemCube) -> bool:
+    """Whether it is a memory to be told of: no adapter, and not expired."""
+    return isinstance(cube.payload, Plaintext) and not cube.expired()
+
+
 def _filtered(service: Service, user: str, asked: Wanted, first: int, size: int) -> tuple[list[MemCube], int]:
     """The memories of one page that filters and the key's clearance let through, and how many there are in all."""
     found, count, before = [], 0, ""
     while cubes := service.vault.latest(user, limit=PAGE, before=before):
         for cube in service.cleared(user, cubes):
-            if cube.expired() or not asked.lets_through(cube):
+            if not _is_listed(cube) or not asked.lets_through(cube):
                 continue
             if first <= count < first + size:
                 found.append(cube)
