@@ -120,7 +120,9 @@ class ChatHooks:
         if memory.named is not None:
             cubes = [*memory.named]
         else:
-            choose = partial(self._service.choose, user, query, messages=messages, policy=memory.policy)
+            choose = partial(
+                self._service.choose, user, query, messages=messages, policy=memory.policy, known=memory.known
+            )
             cubes = await to_thread.run_sync(choose)
         if not cubes:
             return None
