@@ -106,12 +106,13 @@ TOO_LARGE = {
 }
 
 
-def memory_service(request: Request) -> MemoryService:
+# These two wait for nothing: FastAPI would hand each that is no coroutine to a thread, for every request.
+async def memory_service(request: Request) -> MemoryService:
     service: MemoryService = request.app.state.memos
     return service
 
 
-def calling_user() -> str:
+async def calling_user() -> str:
     """The user the request speaks for. Raises BadInput when it does not say."""
     memory = current_memory.get()
     if memory is None or memory.caller is None:
