@@ -26,11 +26,11 @@ ANY = {
     "recall_questions": 4,
 }
 QUICK = {"epochs": 1, "batch": 6, "max_answer_tokens": 8, "pool": 4, "teach": False, "checkpoint_seconds": 0.0, **ANY}
-LONGER = {**QUICK, "epochs": 20, "phrasings": 2}
-"""Forty steps: long enough to be killed among them."""
+LONGER = {**QUICK, "epochs": 6, "phrasings": 2}
+"""Twelve steps: enough to be killed among them."""
 ENDLESS = {**QUICK, "epochs": 4000}
-WAIT = 240.0
-"""Seconds after which a test gives up: processes load torch, which takes its time on a busy machine."""
+WAIT = 900.0
+"""Seconds after which a test gives up: on a busy machine a process of the lowest priority waits long."""
 ALICE = Caller("alice", bound=True)
 
 
