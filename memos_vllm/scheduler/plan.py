@@ -12,7 +12,7 @@ from memos_vllm.errors import StartError
 from memos_vllm.retrieval.base import Hit, Operator
 from memos_vllm.scheduler.diversity import Marginal, Similarity, by_vectors, by_words
 from memos_vllm.scheduler.filling import Choice, CountTokens, Filling, LeftOut, Ranked
-from memos_vllm.scheduler.form import Forms, plain_forms
+from memos_vllm.scheduler.form import LEARNED, Forms, plain_forms
 from memos_vllm.scheduler.order import placed
 from memos_vllm.scheduler.policies import Candidate, Policy, PolicyName, Question, policy_named, score_of
 from memos_vllm.vault.records import Uses
@@ -42,7 +42,16 @@ class MemoryPlan:
     @property
     def cubes(self) -> list[MemCube]:
         """The cubes that the prompt's text is made of, in order."""
-        return [choice.cube for choice in self.chosen if isinstance(choice.cube.payload, Plaintext)]
+        return [choice.cube for choice in self._texts if choice.form != "adapter"]
+
+    @property
+    def learned(self) -> list[MemCube]:
+        """The cubes that the adapter which answers knows, so that their text is left out."""
+        return [choice.cube for choice in self._texts if choice.form == "adapter"]
+
+    @property
+    def _texts(self) -> list[Choice]:
+        return [choice for choice in self.chosen if isinstance(choice.cube.payload, Plaintext)]
 
 
 class Call(Protocol):
@@ -120,11 +129,12 @@ class MemScheduler:
         before: Sequence[MemCube] = (),
         budget: int | None = None,
         forms: Forms = plain_forms,
+        known: Collection[str] = (),
     ) -> MemoryPlan:
         """Which memories the prompt gets, in which order and form, and why; asking changes nothing.
 
         policy, budget (tokens): None for the server's; before: the cubes that the conversation's turn before was given,
-        in its order, as they are now and as far as they may still be used.
+        in its order, as they are now and as far as they may still be used; known: see `Filling`.
         Only cubes of the call's owners, the caller and, where the question asks for it, their groups: a grant lets
         others offer text, not put it into somebody's prompts.
         A cube that does not fit is passed over, a smaller one after it may still get in. At the beginning of a
@@ -133,7 +143,7 @@ class MemScheduler:
         """
         ranking = self.policy if policy is None else policy_named(policy)
         room = self.token_budget if budget is None else min(budget, self.token_budget)
-        filling = Filling(room, count_tokens)
+        filling = Filling(room, count_tokens, known)
         ranked = self._within_licence(_ranked(ranking, self._candidates(call, ranking, before), call), filling)
         rest = self._take_best(filling, ranked)
         places = {cube.id: place for place, cube in enumerate(before)}
@@ -222,7 +232,8 @@ def _plan(policy: Policy, budget: int, filling: Filling, places: Mapping[str, in
     taken = {entry.cube.id: (entry, tokens, why) for entry, tokens, why in filling.taken}
     cubes = placed([entry.cube for entry, _, _ in filling.taken], places)
     chosen = []
-    for cube, shape in zip(cubes, forms(cubes), strict=True):
+    for cube, own in zip(cubes, forms(cubes), strict=True):
+        shape = LEARNED if filling.knows(cube) else own
         entry, tokens, why = taken[cube.id]
         reason = f"{why}; as {shape.form}: {shape.why}"
         chosen.append(Choice(cube, entry.score, entry.parts, tokens, shape.form, reason))

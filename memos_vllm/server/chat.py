@@ -122,7 +122,9 @@ class ChatHooks:
         if memory.named is not None:
             cubes = [*memory.named]
         else:
-            choose = partial(self._service.choose, user, query, messages=messages, policy=memory.policy)
+            choose = partial(
+                self._service.choose, user, query, messages=messages, policy=memory.policy, known=memory.known
+            )
             async with self._gate.inside(user):
                 cubes = await to_thread.run_sync(choose)
         if any(cube.header.licence for cube in cubes):

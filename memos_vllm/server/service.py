@@ -25,6 +25,7 @@ from memos_vllm.scheduler.order import Turns
 from memos_vllm.scheduler.plan import Call, MemoryPlan, MemScheduler
 from memos_vllm.scheduler.recall import recall
 from memos_vllm.server import metrics
+from memos_vllm.server.consolidator import Consolidator
 from memos_vllm.server.governed import GovernedOperator
 from memos_vllm.server.injection import ActivationState, Asked, Mode, Spans, SplicePrompt, Splicer, current_memory
 from memos_vllm.server.pieces import Piece, PieceCutter
@@ -52,7 +53,7 @@ class MemoryService(Sight):
 
     `secret` keys cache salts and splice plans; the engine and every API server of one start share it. `mode`: what a
     chat does with memory where its request does not say. `desk` and `door`: where adapters are served; `jobs`: where
-    they are made, for `model`, as vLLM was given it.
+    they are made, for `model`, as vLLM was given it; `consolidator`: what one should know.
     """
 
     vault: Vault
@@ -68,6 +69,7 @@ class MemoryService(Sight):
     adapters: AdapterRegistry
     jobs: Jobs
     model: str
+    consolidator: Consolidator
     splicer: Splicer | None = None
     scaffold: str | None = None
     mode: Mode = "read"
@@ -105,18 +107,17 @@ class MemoryService(Sight):
         self.written(stored)
         return stored
 
-    def choose(
-        self, user: str, query: str, *, messages: Sequence[Message] = (), policy: str | None = None
-    ) -> list[MemCube]:
+    def choose(self, user: str, query: str, *, messages: Sequence[Message] = (), **options: Any) -> list[MemCube]:
         """The memories for a prompt, in prompt order. messages: the conversation's; `query` is its last question.
 
-        Raises MemosError.
+        options: see `MemScheduler.plan`; what is `known` is left out and counts as used. Raises MemosError.
         """
         with metrics.search_seconds().time():
             before = self._before(user, messages)
             call = call_of(query, user, datetime.now(UTC), self.principals(user)[1:])
-            plan = self.scheduler.plan(call, self._count, policy=policy, before=before)
+            plan = self.scheduler.plan(call, self._count, before=before, **options)
         metrics.planned().labels(plan.policy).inc()
+        self.consolidator.knowledge.left_out(plan.learned)
         for cube in plan.cubes:
             self.trail.note(user, "prompt", target=cube.id, owner=cube.owner)
         stayed = {cube.id for cube in plan.cubes} & {cube.id for cube in before}
@@ -127,7 +128,8 @@ class MemoryService(Sight):
     def plan(self, call: Call, *, messages: Sequence[Message] = (), policy: str | None = None) -> MemoryPlan:
         """What `choose` would choose, in which form, and why; asking changes nothing. Raises MemosError."""
         before = self._before(call.caller, messages)
-        return self.scheduler.plan(call, self._count, policy=policy, before=before, forms=self.forms)
+        known = self.consolidator.knowledge.of_default(self.caller(call.caller))
+        return self.scheduler.plan(call, self._count, policy=policy, before=before, forms=self.forms, known=known)
 
     def note_turn(self, user: str, messages: Sequence[Message], cube_ids: Sequence[str]) -> None:
         """A conversation's prompt was given these memories, in this order: its next turn goes on with them."""
@@ -319,6 +321,7 @@ class MemoryService(Sight):
             report = self.vault.forget(user, actor=user)
         self._forget(report.kv_keys, "deleted")
         self._drop_waiting(user)
+        self.jobs.forget(user)
         return report, self.vault.traces_of(user)
 
     def _drop_waiting(self, user: str) -> None:

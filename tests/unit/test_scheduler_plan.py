@@ -227,3 +227,23 @@ def test_with_a_real_search(tmp_path: Path) -> None:
             "Tea makes me calm",
         }
         assert scheduler.choose("bo", "Which tea?", words) == []
+
+
+def test_what_the_adapter_knows_takes_a_place_and_no_room() -> None:
+    cubes = cubes_of("one two three", "four five six", "seven eight nine", "ten")
+    known = [f"{cubes[0].id}@1", f"{cubes[1].id}@2"]
+    plan = planned(cubes, 3, 6, known=known)
+    assert plan.learned == [cubes[0]], "of the second an older version is"
+    assert {*(cube.id for cube in plan.cubes)} == {cubes[1].id, cubes[2].id}
+    (learned,) = [choice for choice in plan.chosen if choice.form == "adapter"]
+    assert learned.tokens == 0 and learned.why.endswith("as adapter: the adapter that answers has learned it")
+    assert (plan.tokens, len(plan.chosen)) == (6, 3)
+    assert [left.cube_id for left in plan.left_out] == [cubes[3].id]
+    assert planned(cubes, 3, 6).learned == []
+
+
+def test_what_the_adapter_has_learned_meanwhile_leaves_the_conversation() -> None:
+    cubes = cubes_of("one", "two", "three")
+    before = [cubes[2], cubes[0]]
+    assert planned(cubes, 3, 9, before=before).cubes == [cubes[2], cubes[0], cubes[1]]
+    assert planned(cubes, 3, 9, before=before, known=[f"{cubes[2].id}@1"]).cubes == [cubes[0], cubes[1]]

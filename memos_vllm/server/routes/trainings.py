@@ -34,8 +34,8 @@ NO_TRAINING = error(
 TOO_MANY = error(
     409,
     "invalid_request_error",
-    "The caller has too many trainings that have not ended, or this one has.",
-    "4 trainings are waiting or running: let one end, or cancel one.",
+    "The caller has a training that has not ended, the server has many, or this one has ended.",
+    "Training 0198c0de7a1b7c3d9e5f6a7b8c9d0e1f is running: let it end, go on with it, or cancel it.",
 )
 TrainingId = Annotated[str, PathParameter(description="32 hex digits.", examples=[EXAMPLE_ID])]
 
