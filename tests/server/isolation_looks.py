@@ -147,7 +147,11 @@ class Looks(Traffic):
         viewer = self.viewer(data, cube)
         if self.world.status(viewer, cube, "write" if verb == "update" else "own") == 200:
             return
-        more = {"transfer": {"owner": viewer.name}, "merge": {"ids": ["#0", cube], "text": other}, "delete": {}}
+        more: dict[str, dict[str, Any]] = {
+            "transfer": {"owner": viewer.name},
+            "merge": {"ids": ["#0", cube], "text": other},
+            "delete": {},
+        }
         step = {"type": verb, **({} if verb == "merge" else {"id": cube}), **more.get(verb, {"text": other})}
         answer = self.steps(viewer, {"type": "add", "text": text}, step)
         assert answer.status_code in (403, 404), answer.text

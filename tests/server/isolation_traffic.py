@@ -71,7 +71,7 @@ class Traffic(RuleBasedStateMachine):
 
     def ask(self, viewer: Viewer, method: str, path: str, body: Any = None, **query: str) -> Any:
         """The body of an answer that has to be a success."""
-        answer = self.send(viewer, method, path, body, **query)
+        answer = self.send(viewer, method, path, body, None, **query)
         assert answer.status_code == 200, answer.text
         return answer.json()
 

@@ -172,7 +172,8 @@ def test_the_log_tells_a_key_only_of_what_it_is_cleared_for(rights: Rights, user
 
 def test_pages_of_the_log_are_full_for_a_key_that_does_not_see_all_of_it(rights: Rights, user: str) -> None:
     ids = [rights.add(user, f"Note {n}.", sensitivity=["health"] if n % 2 else []) for n in range(8)]
-    found, after = [], ""
+    found: list[str] = []
+    after: str | None = ""
     with rights.http(user, limited=True) as client:
         while after is not None:
             page = client.get("/v1/audit", params={"limit": 2, "after": after}).json()
