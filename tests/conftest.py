@@ -18,10 +18,12 @@ SHARED = {
 FIRST = (
     "test_bench_smoke",
     "test_data_parallel",
+    "test_training_kills",
     "test_kill_moments",
     "test_restart",
     "test_bundled_model",
     "test_load",
+    "test_isolation",
 )
 """The longest modules: begun last, they would keep one worker busy after the other has ended."""
 
