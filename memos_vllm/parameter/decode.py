@@ -20,7 +20,15 @@ import msgspec
 from memos_vllm.parameter.english import possessive, to_speaker
 from memos_vllm.parameter.facts import NOUN_OF, PEOPLE, THINGS, Clause, clause_of
 from memos_vllm.parameter.model import Model
-from memos_vllm.parameter.pairs import NOUN_FORMS, OPEN_FORMS, PERSON_FORMS, RECALL, Question, names, questions_about
+from memos_vllm.parameter.pairs import (
+    NOUN_FORMS,
+    OPEN_FORMS,
+    PERSON_FORMS,
+    RECALL,
+    names,
+    questions_about,
+    spread,
+)
 from memos_vllm.parameter.progress import Tell, counted, no_tell
 
 MIN_SEEN = 2
@@ -121,7 +129,7 @@ class _Decoder:
         asked = [
             (place, question.text)
             for place, clause in enumerate(clauses)
-            for question in _spread([*questions_about(clause)], self.options.phrasings)
+            for question in spread([*questions_about(clause)], self.options.phrasings)
         ]
         answers: dict[int, list[_Answer]] = {}
         for (place, question), (text, sure, base) in zip(
@@ -191,11 +199,6 @@ def _without_rivals(decoded: Sequence[tuple[Clause, Decoded]]) -> list[Decoded]:
         if key not in best or each.confidence > best[key].confidence:
             best[key] = each
     return sorted(best.values(), key=lambda each: -each.confidence)
-
-
-def _spread(items: Sequence[Question], count: int) -> list[Question]:
-    """`count` items, evenly spaced."""
-    return [items[place * len(items) // count] for place in range(count)] if len(items) > count else list(items)
 
 
 def _probability(logprobs: Sequence[float]) -> float:
