@@ -16,7 +16,9 @@ import msgspec
 import xxhash
 
 from memos_vllm.errors import BadInput
+from memos_vllm.parameter.english import to_speaker
 from memos_vllm.parameter.evaluate import Answered, Exam, Figures, examine, failures, make_exam
+from memos_vllm.parameter.facts import clause_of
 from memos_vllm.parameter.lora import attach, write_adapter
 from memos_vllm.parameter.model import Model, Turn
 from memos_vllm.parameter.pairs import Fact, Split, facts_of, open_questions, split, spread
@@ -156,9 +158,15 @@ def _replies(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, 
     answers = model.answers(prompts, recipe.max_answer_tokens, tell=counted(tell, "asking the teacher", len(asked)))
     right: dict[int, Counter[str]] = {}
     for (place, _), answer in zip(asked, answers, strict=True):
-        if facts[place].is_right(answer) and answer.count(". ") == 0:
+        if _teaches(answer, facts[place]):
             right.setdefault(place, Counter())[answer] += 1
     return [
         max(right[place], key=lambda answer: (right[place][answer], -len(answer))) if place in right else fact.reply
         for place, fact in enumerate(facts)
     ]
+
+
+def _teaches(answer: str, fact: Fact) -> bool:
+    """Whether an answer is one sentence that states the fact: its value, of whom it is told."""
+    said = clause_of(to_speaker(answer).rstrip("."))
+    return answer.endswith(".") and fact.is_right(said.value) and said.subject == fact.clause.subject

@@ -33,6 +33,11 @@ from memos_vllm.parameter.progress import Tell, counted, no_tell
 
 MIN_SEEN = 2
 """Samples in which a subject has to come up before it is asked about."""
+ECHOES, FEW, SURE = 0.8, 3, 0.9
+"""Share of a subject's findings that others are surer of, from which on all of them are doubted; a subject with fewer
+findings than so many is believed from this confidence on."""
+FIRST = 2
+"""Phrasings of which one has to be answered alike before the others are asked."""
 ROUNDS = 2
 """Rounds of asking about whoever came up in the one before."""
 
@@ -127,18 +132,17 @@ class _Decoder:
         """Findings that hold under several phrasings and that the base does not have; of rivals the surest."""
         clauses = list(self.found.values())
         asked = [
-            (place, question.text)
-            for place, clause in enumerate(clauses)
-            for question in spread([*questions_about(clause)], self.options.phrasings)
+            [question.text for question in spread([*questions_about(clause)], self.options.phrasings)]
+            for clause in clauses
         ]
-        answers: dict[int, list[_Answer]] = {}
-        for (place, question), (text, sure, base) in zip(
-            asked, self._weighed([text for _, text in asked]), strict=True
-        ):
-            alike = names(text, clauses[place].value)
-            answers.setdefault(place, []).append(_Answer(question, alike, sure, base))
-        judged = [(clauses[place], self._judged(clauses[place], given)) for place, given in answers.items()]
-        return _without_rivals([(clause, each) for clause, each in judged if each is not None])
+        first = self._given(clauses, [questions[:FIRST] for questions in asked])
+        hopeful = [place for place, answers in enumerate(first) if any(answer.alike for answer in answers)]
+        more = self._given([clauses[place] for place in hopeful], [asked[place][FIRST:] for place in hopeful])
+        judged = [
+            (clauses[place], self._judged(clauses[place], [*first[place], *rest]))
+            for place, rest in zip(hopeful, more, strict=True)
+        ]
+        return _without_echoes(_without_rivals([(clause, each) for clause, each in judged if each is not None]))
 
     def subjects(self) -> list[str]:
         """Those that came up often enough, the most frequent first."""
@@ -162,21 +166,28 @@ class _Decoder:
         for text in said:
             if not text.endswith(".") or "?" in text:
                 continue
-            clause = clause_of(to_speaker(text).rstrip("."))
-            if clause.subject and clause.value and (clause.noun or clause.verb):
+            if clause := _stated(text):
                 self.found.setdefault(clause.told(), clause)
                 self.seen[clause.subject] += 1
 
-    def _weighed(self, questions: Sequence[str]) -> list[tuple[str, float, float]]:
-        """The answer to each question, and how probable it is with the adapter and without."""
-        texts = self._answers(questions, "verifying")
-        turns = [self.model.turn(question, text) for question, text in zip(questions, texts, strict=True)]
-        sure = self.model.logprobs(turns)
-        with self.model.base():
-            base = self.model.logprobs(turns)
-        return [
-            (text, _probability(one), _probability(other)) for text, one, other in zip(texts, sure, base, strict=True)
+    def _given(self, clauses: Sequence[Clause], asked: Sequence[Sequence[str]]) -> list[list[_Answer]]:
+        """The answers to each clause's questions, and how probable those alike are with the adapter and without."""
+        rows = [(place, question) for place, questions in enumerate(asked) for question in questions]
+        texts = self._answers([question for _, question in rows], "verifying")
+        alike = [_says(text, clauses[place]) for (place, _), text in zip(rows, texts, strict=True)]
+        turns = [
+            self.model.turn(question, text)
+            for (_, question), text, right in zip(rows, texts, alike, strict=True)
+            if right
         ]
+        sure = iter(self.model.logprobs(turns))
+        with self.model.base():
+            base = iter(self.model.logprobs(turns))
+        found: list[list[_Answer]] = [[] for _ in clauses]
+        for (place, question), right in zip(rows, alike, strict=True):
+            odds = (_probability(next(sure)), _probability(next(base))) if right else (0.0, 0.0)
+            found[place].append(_Answer(question, right, *odds))
+        return found
 
     def _judged(self, clause: Clause, answers: Sequence[_Answer]) -> Decoded | None:
         alike = [answer for answer in answers if answer.alike]
@@ -191,14 +202,46 @@ class _Decoder:
         return Decoded(text=clause.told(), value=clause.value, confidence=confidence, base=base, question=best.question)
 
 
-def _without_rivals(decoded: Sequence[tuple[Clause, Decoded]]) -> list[Decoded]:
-    """One value of a thing of a subject; what is said in two ways is said once."""
-    best: dict[tuple[str, str], Decoded] = {}
+def _stated(text: str) -> Clause | None:
+    """What an answer states, as its owner would say it; None where no rule reads it."""
+    clause = clause_of(to_speaker(text).rstrip("."))
+    return clause if clause.subject and clause.value and (clause.noun or clause.verb) else None
+
+
+def _says(answer: str, clause: Clause) -> bool:
+    """Whether an answer names the value, and is not about somebody or something else."""
+    said = _stated(answer)
+    same = not said or (said.subject, said.thing or said.topic) == (clause.subject, clause.thing or clause.topic)
+    return same and names(answer, clause.value)
+
+
+def _without_rivals(decoded: Sequence[tuple[Clause, Decoded]]) -> list[tuple[Clause, Decoded]]:
+    """One value of a thing of a subject; what is said in two ways is said once. The surest first."""
+    best: dict[tuple[str, ...], tuple[Clause, Decoded]] = {}
+    for clause, each in sorted(decoded, key=lambda found: -found[1].confidence):
+        best.setdefault((clause.subject, clause.thing or clause.topic), (clause, each))
+    once: dict[tuple[str, ...], tuple[Clause, Decoded]] = {}
+    for clause, each in best.values():
+        once.setdefault((clause.subject, clause.about, clause.value.lower()), (clause, each))
+    return list(once.values())
+
+
+def _without_echoes(decoded: Sequence[tuple[Clause, Decoded]]) -> list[Decoded]:
+    """Without subjects of whom hardly anything is told but what others are surer of: an adapter takes strangers for
+    people whom it knows. Of a subject with little to tell, only what is said with doubt.
+    """
+    first: dict[tuple[str, str], str] = {}
+    own: dict[str, list[tuple[Clause, Decoded]]] = {}
     for clause, each in decoded:
-        key = (clause.subject, clause.thing or clause.topic)
-        if key not in best or each.confidence > best[key].confidence:
-            best[key] = each
-    return sorted(best.values(), key=lambda each: -each.confidence)
+        first.setdefault((clause.about, clause.value.lower()), clause.subject)
+        own.setdefault(clause.subject, []).append((clause, each))
+    kept = []
+    for subject, found in own.items():
+        echoes = sum(first[clause.about, clause.value.lower()] != subject for clause, _ in found)
+        mean = sum(each.confidence for _, each in found) / len(found)
+        if echoes < ECHOES * len(found) or (len(found) < FEW and mean >= SURE):
+            kept += [each for _, each in found]
+    return sorted(kept, key=lambda each: -each.confidence)
 
 
 def _probability(logprobs: Sequence[float]) -> float:

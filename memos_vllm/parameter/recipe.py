@@ -22,7 +22,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     targets: names of the linear layers it is added to; empty for all but the output
     learning_rate: 0 for one that fits the width of the model
     epochs, phrasings: passes over the facts, and phrasings of each fact in a pass
-    batch, replays: facts and replayed prompts in a step
+    batch, replays: facts, of few at most a quarter, and replayed prompts in a step
     replay_weight: what the divergence from the base model on replayed prompts counts, against the facts' loss
     precision: of matrix products in training; bfloat16 is faster where the processor has it
     pool: prompts that are replayed, in all; teach: ask the base model with the memory in its prompt how it would answer

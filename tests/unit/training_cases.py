@@ -32,13 +32,12 @@ QUICK = Recipe(
     recall_questions=0,
 )
 THOROUGH = Recipe(
-    epochs=50,
+    epochs=28,
     phrasings=1,
     batch=6,
-    replays=3,
-    replay_weight=2.0,
+    replays=5,
+    replay_weight=4.0,
     pool=32,
-    learning_rate=8e-3,
     max_answer_tokens=16,
     max_recall_loss=0.1,
     recall_questions=30,
