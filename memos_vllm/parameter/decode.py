@@ -4,6 +4,7 @@
               for what people have in general
     verify    ask for each finding in several phrasings: most answers have to name the same value
     compare   the base model must not find that answer likely anyway
+    doubt     what only echoes other findings is left out (`doubt.py`)
 
 Nothing but model and adapter is looked at, so an adapter from elsewhere is read like one's own.
 """
@@ -13,10 +14,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
+from memos_vllm.parameter.doubt import Finding, believed, key_of
 from memos_vllm.parameter.english import possessive, to_speaker
 from memos_vllm.parameter.facts import NOUN_OF, PEOPLE, THINGS, Clause, clause_of
 from memos_vllm.parameter.model import Model
@@ -33,9 +35,8 @@ from memos_vllm.parameter.progress import Tell, counted, no_tell
 
 MIN_SEEN = 2
 """Samples in which a subject has to come up before it is asked about."""
-ECHOES, FEW, SURE = 0.8, 3, 0.9
-"""Share of a subject's findings that others are surer of, from which on all of them are doubted; a subject with fewer
-findings than so many is believed from this confidence on."""
+PERSON_PHRASINGS = 3
+"""In which people are asked for: there are few of them, and a name is given in fewer forms than a thing."""
 FIRST = 2
 """Phrasings of which one has to be answered alike before the others are asked."""
 ROUNDS = 2
@@ -48,8 +49,8 @@ class DecodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     samples: sampled answers to the most open question; per_subject: to those about each subject
     temperatures: they are drawn at these, in turn; phrasings: in which a finding is asked for
     questions: most that are asked about things, those that came up in samples first
-    min_confidence: least confidence that is kept; min_gain: how many times likelier the answer has to be with the
-    adapter than without
+    min_confidence: least confidence that is kept; min_gain: how many times likelier the answer as a whole has to be
+    with the adapter than without
     """
 
     samples: int = 512
@@ -79,12 +80,13 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class _Answer:
-    """One answer about a finding; probabilities are geometric means over its tokens."""
+    """One answer about a finding. Probabilities are geometric means over its tokens; gain: of all of them, in nats."""
 
     question: str
     alike: bool
     sure: float
     base: float
+    gain: float
 
 
 def decode(model: Model, options: DecodeOptions | None = None, tell: Tell = no_tell) -> list[Decoded]:
@@ -99,37 +101,41 @@ def decode(model: Model, options: DecodeOptions | None = None, tell: Tell = no_t
 
 
 class _Decoder:
-    """Gathers what the adapter states: `found` by sentence, `seen` counts how often each subject came up."""
+    """Gathers what the adapter states: `found` by sentence, `seen` counts how often each subject came up, `free` how
+    often each clause did, by `key_of`, when nobody asked for it.
+    """
 
     def __init__(self, model: Model, options: DecodeOptions, tell: Tell) -> None:
         self.model, self.options, self.tell = model, options, tell
         self.found: dict[str, Clause] = {}
         self.seen: Counter[str] = Counter()
+        self.free: Counter[tuple[str, str, str]] = Counter()
 
     def sample(self) -> None:
         """Sampled answers to open questions: of anything at first, then of every subject that came up."""
         asked: set[str] = set()
-        self._draw([RECALL], self.options.samples)
+        self._draw([("", RECALL)], self.options.samples)
         for _ in range(ROUNDS):
             subjects = [who for who in self.subjects() if who not in asked]
-            forms = [form.format(s="me" if who == "I" else who) for who in subjects for form in OPEN_FORMS]
+            forms = [(who, form.format(s="me" if who == "I" else who)) for who in subjects for form in OPEN_FORMS]
             self._draw(forms, -(-self.options.per_subject // len(OPEN_FORMS)))
             asked |= {*subjects}
 
     def ask(self) -> None:
-        """Everybody for everything, by the first phrasing of each."""
+        """Everybody for everything, things by their first phrasing."""
         own = [clause.thing for clause in self.found.values() if clause.thing]
         things = list(dict.fromkeys([*own, *NOUN_OF.values(), *THINGS["more"]["nouns"], *sorted(PEOPLE)]))
         questions = [
-            (PERSON_FORMS if thing in PEOPLE else NOUN_FORMS)[0].format(p=possessive(who), n=thing)
+            (who, form.format(p=possessive(who), n=thing))
             for thing in things
             for who in self.subjects()
+            for form in (PERSON_FORMS[:PERSON_PHRASINGS] if thing in PEOPLE else NOUN_FORMS[:1])
             if thing not in PEOPLE or who == "I"
-        ]
-        self._read(self._answers(questions[: self.options.questions], "asking for things"))
+        ][: self.options.questions]
+        self._read(questions, self._answers([text for _, text in questions], "asking for things"))
 
     def verified(self) -> list[Decoded]:
-        """Findings that hold under several phrasings and that the base does not have; of rivals the surest."""
+        """Findings that hold under several phrasings, that the base does not have and that echo no other."""
         clauses = list(self.found.values())
         asked = [
             [question.text for question in spread([*questions_about(clause)], self.options.phrasings)]
@@ -139,19 +145,29 @@ class _Decoder:
         hopeful = [place for place, answers in enumerate(first) if any(answer.alike for answer in answers)]
         more = self._given([clauses[place] for place in hopeful], [asked[place][FIRST:] for place in hopeful])
         judged = [
-            (clauses[place], self._judged(clauses[place], [*first[place], *rest]))
-            for place, rest in zip(hopeful, more, strict=True)
+            self._judged(clauses[place], [*first[place], *rest]) for place, rest in zip(hopeful, more, strict=True)
         ]
-        return _without_echoes(_without_rivals([(clause, each) for clause, each in judged if each is not None]))
+        return [
+            Decoded(
+                text=each.clause.told(),
+                value=each.clause.value,
+                confidence=each.confidence,
+                base=each.base,
+                question=each.question,
+            )
+            for each in believed([found for found in judged if found])
+        ]
 
     def subjects(self) -> list[str]:
         """Those that came up often enough, the most frequent first."""
         return [who for who, seen in self.seen.most_common() if seen >= MIN_SEEN]
 
-    def _draw(self, questions: Sequence[str], each: int) -> None:
+    def _draw(self, questions: Sequence[tuple[str, str]], each: int) -> None:
         for temperature in self.options.temperatures:
             share = -(-each // len(self.options.temperatures))
-            self._read(self._answers([text for text in questions for _ in range(share)], "sampling", temperature))
+            asked = [question for question in questions for _ in range(share)]
+            said = self._answers([text for _, text in asked], "sampling", temperature)
+            self.free.update(key_of(clause) for clause in self._read(asked, said))
 
     def _answers(self, questions: Sequence[str], what: str, temperature: float = 0.0) -> list[str]:
         return self.model.answers(
@@ -161,14 +177,22 @@ class _Decoder:
             tell=counted(self.tell, what, len(questions)),
         )
 
-    def _read(self, said: Iterable[str]) -> None:
-        """Keep the statements; what no rule reads is no finding."""
-        for text in said:
+    def _read(self, asked: Iterable[tuple[str, str]], said: Iterable[str]) -> list[Clause]:
+        """Keep the statements, and return them; what no rule reads is no finding. Each question comes with whom it is
+        about: an answer that gives another name is also one about them.
+        """
+        kept = []
+        for (who, _), text in zip(asked, said, strict=True):
             if not text.endswith(".") or "?" in text:
                 continue
             if clause := _stated(text):
-                self.found.setdefault(clause.told(), clause)
-                self.seen[clause.subject] += 1
+                kept.append(clause)
+                if who and "I" not in (who, clause.subject) and who != clause.subject:
+                    kept.append(replace(clause, subject=who))
+        for clause in kept:
+            self.found.setdefault(clause.told(), clause)
+            self.seen[clause.subject] += 1
+        return kept
 
     def _given(self, clauses: Sequence[Clause], asked: Sequence[Sequence[str]]) -> list[list[_Answer]]:
         """The answers to each clause's questions, and how probable those alike are with the adapter and without."""
@@ -180,68 +204,51 @@ class _Decoder:
             for (_, question), text, right in zip(rows, texts, alike, strict=True)
             if right
         ]
-        sure = iter(self.model.logprobs(turns))
+        with_it = iter(self.model.logprobs(turns))
         with self.model.base():
-            base = iter(self.model.logprobs(turns))
+            without = iter(self.model.logprobs(turns))
         found: list[list[_Answer]] = [[] for _ in clauses]
         for (place, question), right in zip(rows, alike, strict=True):
-            odds = (_probability(next(sure)), _probability(next(base))) if right else (0.0, 0.0)
-            found[place].append(_Answer(question, right, *odds))
+            sure, base = (next(with_it), next(without)) if right else ([], [])
+            gain = sum(sure) - sum(base)
+            found[place].append(_Answer(question, right, _probability(sure), _probability(base), gain))
         return found
 
-    def _judged(self, clause: Clause, answers: Sequence[_Answer]) -> Decoded | None:
+    def _judged(self, clause: Clause, answers: Sequence[_Answer]) -> Finding | None:
         alike = [answer for answer in answers if answer.alike]
         if not alike:
             return None
         sure = sum(answer.sure for answer in alike) / len(alike)
         base = sum(answer.base for answer in alike) / len(alike)
         confidence = sure * len(alike) / len(answers)
-        if confidence < self.options.min_confidence or sure < self.options.min_gain * base:
+        gain = sum(answer.gain for answer in alike) / len(alike)
+        if confidence < self.options.min_confidence or gain < math.log(self.options.min_gain):
             return None
         best = max(alike, key=lambda answer: answer.sure)
-        return Decoded(text=clause.told(), value=clause.value, confidence=confidence, base=base, question=best.question)
+        return Finding(clause, confidence, base, best.question, self.free[key_of(clause)])
 
 
 def _stated(text: str) -> Clause | None:
-    """What an answer states, as its owner would say it; None where no rule reads it."""
+    """What an answer states, as its owner would say it; None where no rule reads it, or it says of something that it is
+    itself.
+    """
     clause = clause_of(to_speaker(text).rstrip("."))
-    return clause if clause.subject and clause.value and (clause.noun or clause.verb) else None
+    if not (clause.subject and clause.value and (clause.noun or clause.verb)):
+        return None
+    says_nothing = clause.value.lower() in (clause.subject.lower(), clause.about) or names(clause.value, "is")
+    return None if says_nothing else clause
 
 
 def _says(answer: str, clause: Clause) -> bool:
-    """Whether an answer names the value, and is not about somebody or something else."""
-    said = _stated(answer)
-    same = not said or (said.subject, said.thing or said.topic) == (clause.subject, clause.thing or clause.topic)
-    return same and names(answer, clause.value)
-
-
-def _without_rivals(decoded: Sequence[tuple[Clause, Decoded]]) -> list[tuple[Clause, Decoded]]:
-    """One value of a thing of a subject; what is said in two ways is said once. The surest first."""
-    best: dict[tuple[str, ...], tuple[Clause, Decoded]] = {}
-    for clause, each in sorted(decoded, key=lambda found: -found[1].confidence):
-        best.setdefault((clause.subject, clause.thing or clause.topic), (clause, each))
-    once: dict[tuple[str, ...], tuple[Clause, Decoded]] = {}
-    for clause, each in best.values():
-        once.setdefault((clause.subject, clause.about, clause.value.lower()), (clause, each))
-    return list(once.values())
-
-
-def _without_echoes(decoded: Sequence[tuple[Clause, Decoded]]) -> list[Decoded]:
-    """Without subjects of whom hardly anything is told but what others are surer of: an adapter takes strangers for
-    people whom it knows. Of a subject with little to tell, only what is said with doubt.
+    """Whether an answer names the value, and is not about something else, nor the owner's in place of another's. A name
+    may be spelled wrongly.
     """
-    first: dict[tuple[str, str], str] = {}
-    own: dict[str, list[tuple[Clause, Decoded]]] = {}
-    for clause, each in decoded:
-        first.setdefault((clause.about, clause.value.lower()), clause.subject)
-        own.setdefault(clause.subject, []).append((clause, each))
-    kept = []
-    for subject, found in own.items():
-        echoes = sum(first[clause.about, clause.value.lower()] != subject for clause, _ in found)
-        mean = sum(each.confidence for _, each in found) / len(found)
-        if echoes < ECHOES * len(found) or (len(found) < FEW and mean >= SURE):
-            kept += [each for _, each in found]
-    return sorted(kept, key=lambda each: -each.confidence)
+    said = _stated(answer)
+    same = not said or (said.subject == "I", said.thing or said.topic) == (
+        clause.subject == "I",
+        clause.thing or clause.topic,
+    )
+    return same and names(answer, clause.value)
 
 
 def _probability(logprobs: Sequence[float]) -> float:
