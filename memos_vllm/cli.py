@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("serve", help="start vLLM's OpenAI-compatible server with memory: serve MODEL --memory-dir DIR")
     commands.add_parser("demo", help="show a server with memory at work")
-    commands.add_parser("bench", help="measure: time to first token, quality, retrieval, load")
+    commands.add_parser("bench", help="measure: time to first token, quality, retrieval, load, adapters")
     add_vault(commands.add_parser("vault", help="look after a memory directory: check, backup, log … DIR"))
     add_key_parser(commands.add_parser("key", help="API keys of a memory directory: create, list, revoke, require"))
     add_group_parser(commands.add_parser("group", help="groups that memories can be shared with: add, remove, list"))

@@ -1,7 +1,7 @@
 """`memos-vllm adapter train | retrain | merge | decode`: make adapters out of memories, and read them back.
 
 Exit code 0: made and stored; 1: made, examined and refused; 2: an error, in one line on stderr. A command that was
-stopped goes on where it was with `adapter resume`.
+stopped goes on where it was with `adapter resume`; `adapter cancel` makes room for another.
 """
 
 from __future__ import annotations
@@ -54,13 +54,17 @@ def add_train_parsers(actions: Any) -> None:
     retrain.add_argument("--without", nargs="+", required=True, metavar="ID", help="ids of memories to forget")
     _recipe(retrain)
     retrain.set_defaults(run=_retrain)
-    resume = actions.add_parser("resume", help="go on with a training that was stopped")
-    resume.add_argument("dir", type=Path, help="the memory directory")
-    resume.add_argument("job", help="id of the training")
-    resume.add_argument("--owner", required=True, help="whose adapter it makes")
-    resume.set_defaults(run=_resume)
+    _add_job(actions.add_parser("resume", help="go on with a training that was stopped"), _resume)
+    _add_job(actions.add_parser("cancel", help="stop a training for good"), _cancel)
     _add_merge(actions.add_parser("merge", help="make one adapter of several"))
     _add_decode(actions.add_parser("decode", help="read as text what an adapter knows beyond its base"))
+
+
+def _add_job(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    parser.add_argument("dir", type=Path, help="the memory directory")
+    parser.add_argument("job", help="id of the training")
+    parser.add_argument("--owner", required=True, help="whose adapter it makes")
+    parser.set_defaults(run=run)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -148,18 +152,30 @@ def _retrain(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> int:
     from memos_vllm.parameter.job import FINAL, Jobs
+    from memos_vllm.parameter.lora import check_peft
 
     jobs = Jobs(args.dir)
     status = jobs.status(args.owner, args.job)
     if status.state in FINAL:
         return _told(status)
+    check_peft()
     return _work(jobs.folder / status.id)
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from memos_vllm.parameter.job import Jobs
+
+    status = Jobs(args.dir).cancel(args.owner, args.job)
+    plain(f"training {status.id}: {status.state if status.state == 'cancelled' else 'stops at its next step'}")
+    return 0
 
 
 def _run(memory_dir: Path, spec: JobSpec) -> int:
     """Do a job in this process, with a progress bar."""
     from memos_vllm.parameter.job import Jobs
+    from memos_vllm.parameter.lora import check_peft
 
+    check_peft()
     jobs = Jobs(memory_dir)
     status = jobs.create(spec)
     plain(f"training {status.id}: {len(spec.cubes)} memories; if this is stopped, go on with `adapter resume`")
@@ -168,9 +184,7 @@ def _run(memory_dir: Path, spec: JobSpec) -> int:
 
 def _work(folder: Path) -> int:
     from memos_vllm.parameter.job_worker import job_lock, run
-    from memos_vllm.parameter.lora import check_peft
 
-    check_peft()
     with job_lock(folder) as mine, _bar() as tell:
         if not mine:
             raise BadInput("This training runs already, in another process.")

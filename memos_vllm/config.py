@@ -230,6 +230,15 @@ class MemoryConfig:
         "Room for the engine's own copies of adapters, in GiB, in /dev/shm or else in the temporary directory; those "
         "used longest ago make room (default: 2).",
     )
+    consolidate: Literal["off", "propose", "auto"] = _flag(
+        "off",
+        "consolidate",
+        "{off,propose,auto}",
+        _one_of("off", "propose", "auto"),
+        "Whether memories that are stable and often used move into an adapter of their owner's: propose tells which "
+        "under /v1/me/consolidation and leaves what an adapter knows out of prompts, auto also trains one in the "
+        "background for those who allow it and needs --memory-adapters auto (default: off).",
+    )
     half_life: float | None = _flag(
         None,
         "half-life",

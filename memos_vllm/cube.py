@@ -41,10 +41,19 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Licence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Terms of a cube that came in a bundle; None and "" mean no limit."""
+    """Terms of a cube that came in a bundle; None and "" mean no limit.
+
+    max_accesses: prompts that it may enter; expires: when it may enter none any more
+    Then others than its owner may not read it either.
+    """
 
     max_accesses: int | None = None
     expires: str = ""
+
+    def ended(self, accesses: int, moment: str = "") -> bool:
+        """Whether a cube that entered so many prompts may enter no more, at a time in the form of `now`."""
+        over = self.max_accesses is not None and accesses >= self.max_accesses
+        return over or bool(self.expires and self.expires <= (moment or now()))
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -156,7 +165,7 @@ class MemCube(msgspec.Struct, frozen=True):
     def plain(self) -> Plaintext:
         """The payload, if it is plaintext; else raises NotPlaintext."""
         if not isinstance(self.payload, Plaintext):
-            raise NotPlaintext(f"Memory {self.id} holds no text but an {type(self.payload).__name__} payload.")
+            raise NotPlaintext(f"Cube {self.id} holds no text but a payload of kind {type(self.payload).__name__}.")
         return self.payload
 
     def readers(self) -> tuple[str, ...]:

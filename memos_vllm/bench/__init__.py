@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from memos_vllm.bench.adapters_options import AdapterOptions
 from memos_vllm.bench.checks import CheckFailed
 from memos_vllm.bench.load_options import LoadOptions
 from memos_vllm.bench.options import Options, TtftOptions, read_options
@@ -42,6 +43,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _measure(options: Options, console: Console) -> None:
+    from memos_vllm.bench.adapters import bench_adapters
     from memos_vllm.bench.load import bench_load
     from memos_vllm.bench.quality import bench_quality
     from memos_vllm.bench.retrieval import bench_retrieval
@@ -56,3 +58,5 @@ def _measure(options: Options, console: Console) -> None:
             bench_load(options, console)
         case RetrievalOptions():
             bench_retrieval(options, console)
+        case AdapterOptions():
+            bench_adapters(options, console)

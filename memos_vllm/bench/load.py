@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import tempfile
 import time
 from collections.abc import Sequence
@@ -95,6 +96,7 @@ class Load:
             target = Target(arm, server, http, memory_dir, Crowd(self.options.users, self.options.seed))
             await self._fill(target, memories)
             await self._embedded(target)
+            gc.freeze()  # this process's own heap: its collections would be counted as the server's pauses
             self.sizes.append(Size(arm, memories, empty, resident_bytes(server), disk_bytes(memory_dir)))
             task = self.progress.add_task(f"{arm}: measuring", total=len(plan) * len(OPERATIONS))
             for name, operation in OPERATIONS.items():

@@ -16,7 +16,7 @@ from memos_vllm.bench.servers import SERVED_NAME
 from memos_vllm.vault.words import words_of
 
 TIMEOUT = 10.0
-"""Seconds after which an unanswered request is an error."""
+"""Seconds from when a request was due after which it is an error, answered or not."""
 CHAT_TIMEOUT = 60.0
 CONNECTIONS = 256
 TOP_K = 10
@@ -143,8 +143,9 @@ async def at_rate(
 
 async def _timed(http: httpx.AsyncClient, crowd: Crowd, operation: Operation, due: float) -> Sample:
     try:
-        outcome = await operation(http, crowd)
-    except (httpx.HTTPError, ValueError, KeyError) as problem:
+        async with asyncio.timeout(due + TIMEOUT - time.perf_counter()):
+            outcome = await operation(http, crowd)
+    except (httpx.HTTPError, ValueError, KeyError, TimeoutError) as problem:
         outcome = Outcome(type(problem).__name__)
     return Sample(time.perf_counter() - due, outcome.error, outcome.found)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from memos_vllm.bench.adapters_options import AdapterOptions, add_adapters
 from memos_vllm.bench.arguments import (
     BUNDLED,
     check_installed,
@@ -61,7 +62,7 @@ class TtftOptions:
         return shlex.join([*words, *(["--", *map(without_folder, self.extra)] if self.extra else [])])
 
 
-Options = TtftOptions | QualityOptions | LoadOptions | RetrievalOptions
+Options = TtftOptions | QualityOptions | LoadOptions | RetrievalOptions | AdapterOptions
 
 
 def read_options(argv: Sequence[str]) -> Options:
@@ -120,4 +121,5 @@ def _parser() -> argparse.ArgumentParser:
     add_quality(benches)
     add_load(benches)
     add_retrieval(benches)
+    add_adapters(benches)
     return parser

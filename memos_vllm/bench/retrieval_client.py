@@ -49,9 +49,12 @@ class MemoryClient(Client):
                 return found
 
     def wait_for_vector(self, user: str, memory: str, text: str) -> None:
-        """Wait until a memory is found by the meaning of its own text. Vectors are made in order of the memories."""
+        """Wait until a memory is found by the meaning of its own text. Vectors are made in order of the memories.
+
+        A search that finds nothing answers with the latest memories, of score 0.
+        """
         deadline = time.monotonic() + EMBEDDING_SECONDS
-        while memory not in self.search(user, text, LIKE, ("dense",))[0]:
+        while self.scores(user, text, LIKE, ("dense",)).get(memory, 0.0) == 0.0:
             if time.monotonic() > deadline:
                 raise self._server.failure(f"did not embed its memories within {EMBEDDING_SECONDS:.0f} s")
             time.sleep(0.5)
@@ -61,10 +64,14 @@ class MemoryClient(Client):
 
         using: parts of the ranking; none for all that the server has.
         """
-        body = {"user_id": user, "query": query, "top_k": top_k, **({"using": list(using)} if using else {})}
         began = time.perf_counter()
+        return list(self.scores(user, query, top_k, using)), time.perf_counter() - began
+
+    def scores(self, user: str, query: str, top_k: int, using: Sequence[str]) -> dict[str, float]:
+        """Score of the memories found by id, best first; as `search`."""
+        body = {"user_id": user, "query": query, "top_k": top_k, **({"using": list(using)} if using else {})}
         answer = self._post("/v1/memories/search", body)
-        return [memory["id"] for memory in answer["results"]], time.perf_counter() - began
+        return {memory["id"]: memory["score"] for memory in answer["results"]}
 
 
 def _message(chunk: Chunk) -> dict[str, Any]:

@@ -57,11 +57,13 @@ def running(
     folder: Path,
     *,
     environ: Mapping[str, str],
+    own: Mapping[str, Mapping[str, str]] | None = None,
     one_by_one: bool = False,
     on_ready: Callable[[str], None] = lambda name: None,
 ) -> Iterator[dict[str, Server]]:
     """A `memos-vllm serve` for each name in `flags`, on free loopback ports, logs in `folder`; all end with the block.
 
+    `own`: variables of single servers, beside those of `environ`.
     `one_by_one`: each waits until the one before is up, for servers that measure what memory a GPU has left.
     `on_ready(name)` is called whenever one is up. Raises ServerFailed.
     """
@@ -70,7 +72,8 @@ def running(
         stack.enter_context(_signals_raise())
         stack.callback(_stop_all, servers)
         for (name, words), port in zip(flags.items(), free_ports(len(flags)), strict=True):
-            servers[name] = _launch(name, [model, *words], port, folder / f"{name}.log", environ)
+            variables = {**environ, **(own or {}).get(name, {})}
+            servers[name] = _launch(name, [model, *words], port, folder / f"{name}.log", variables)
             if one_by_one:
                 _wait([servers[name]], on_ready)
         if not one_by_one:

@@ -24,12 +24,16 @@ from memos_vllm.client.errors import (
 )
 from memos_vllm.client.http import AsyncMemosClient, MemosClient
 from memos_vllm.client.models import (
+    Adapter,
+    AdapterRemoved,
+    AdapterVersion,
     Ancestor,
     Change,
     Choice,
     Deleted,
     Forgotten,
     Grant,
+    Health,
     LeftOut,
     LogEntry,
     LogPage,
@@ -37,12 +41,16 @@ from memos_vllm.client.models import (
     Plan,
     Restored,
     Snapshot,
+    Training,
     Usage,
     Verification,
     Version,
 )
 
 __all__ = [
+    "Adapter",
+    "AdapterRemoved",
+    "AdapterVersion",
     "Ancestor",
     "ApiError",
     "AsyncMemosClient",
@@ -56,6 +64,7 @@ __all__ = [
     "Forgotten",
     "FullError",
     "Grant",
+    "Health",
     "LeftOut",
     "LogEntry",
     "LogPage",
@@ -68,6 +77,7 @@ __all__ = [
     "Restored",
     "Snapshot",
     "TooLargeError",
+    "Training",
     "UnavailableError",
     "Usage",
     "Verification",

@@ -190,3 +190,80 @@ class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str
     deleted: dict[str, int]
     traces: dict[str, int]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether memory works. splice: whether K/V are spliced; vault: what it holds, for those who look after it."""
+
+    status: str
+    splice: bool
+    vault: dict[str, Any] | None = None
+
+
+class AdapterVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of an adapter. model: the name that a request gives to be answered by it.
+
+    base, digest: of the model it was made for, and of its files; author, parents, tags, metadata: for its owner.
+    """
+
+    version: int
+    model: str
+    rank: int
+    scale: float
+    dtype: str
+    bytes: int
+    target_modules: tuple[str, ...]
+    base: str
+    digest: str
+    created: str
+    author: str | None = None
+    parents: tuple[str, ...] | None = None
+    tags: tuple[str, ...] | None = None
+    metadata: dict[str, Scalar] | None = None
+
+
+class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter. model: what a request names to be answered by the version that is `active`.
+
+    default: whether it answers in the base model's place.
+    """
+
+    id: str
+    name: str
+    owner: str
+    model: str
+    default: bool
+    state: str
+    versions: tuple[AdapterVersion, ...]
+    created: str
+    updated: str
+    active: int | None = None
+    access: tuple[Grant, ...] | None = None
+
+
+class AdapterRemoved(msgspec.Struct, frozen=True):
+    """What was removed: one version of an adapter, or all of it."""
+
+    name: str
+    version: int | None = None
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    """A training. phase: what it does now, `done` of `total` of it; adapter: the version that was stored.
+
+    problems: why its adapter was refused.
+    """
+
+    id: str
+    name: str
+    owner: str
+    state: str
+    created: str
+    updated: str
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    adapter: str | None = None
+    figures: dict[str, float] = {}
+    problems: tuple[str, ...] = ()
+    error: str | None = None

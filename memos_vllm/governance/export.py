@@ -53,9 +53,9 @@ def export(
     A user's own cubes, without those that expired, that are caches of pipelines, or that `clearance` does not cover.
     Whom they are shared with, who wrote them and what they derive from are left out. Raises BadInput.
     """
+    checked_principal(recipient)
     number = _new_number(vault)
     key = _key(vault, actor) if marked else b""
-    checked_principal(recipient)
     note = Export(user=user, recipient=recipient, made=now(), redacted=redacted, marked=marked)
     vault.put_entry(KIND, _name(number), note, actor=actor, owner=user)
     context = Context("export", clearance)
@@ -121,8 +121,7 @@ def _marked(value: Any, number: int, key: bytes) -> Any:
 
 
 def _new_number(vault: Vault) -> int:
-    taken = vault.entries(KIND, Export)
-    while _name(number := secrets.randbits(32)) in taken:
+    while vault.get_entry(KIND, _name(number := secrets.randbits(32)), Export) is not None:
         pass
     return number
 

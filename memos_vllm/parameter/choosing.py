@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from memos_vllm.cube import Header, MemCube, Plaintext, State, completed, now
 from memos_vllm.errors import BadInput
 from memos_vllm.parameter.entries import AdapterVersion
+from memos_vllm.parameter.learned import made_of
 from memos_vllm.vault import Vault
 
 if TYPE_CHECKING:
@@ -39,11 +40,11 @@ def parted(vault: Vault, version: AdapterVersion, without: Collection[str]) -> t
     Memories that were deleted since are forgotten with the others.
     """
     there = {cube.id for cube in vault.list(version.owner)}
-    made_of = {source: source.partition("@")[0] for source in version.parents}
-    if unknown := {*without} - {*made_of.values()}:
+    ids = {source: source.partition("@")[0] for source in made_of(version)}
+    if unknown := {*without} - {*ids.values()}:
         raise BadInput(f"{version.served} was not made of memory {min(unknown)}; leave it out.")
-    gone = tuple(source for source, cube_id in made_of.items() if cube_id in without or cube_id not in there)
-    return tuple(source for source in made_of if source not in gone), gone
+    gone = tuple(source for source, cube_id in ids.items() if cube_id in without or cube_id not in there)
+    return tuple(source for source in ids if source not in gone), gone
 
 
 def decoded_cubes(found: Sequence[Decoded], version: AdapterVersion) -> list[MemCube]:

@@ -2,6 +2,7 @@
 
     <memory dir>/jobs/
     ├── running.lock        held by the job that works: one at a time
+    ├── making.lock         held while a job is written down
     └── <id>/
         ├── spec.json       what to do; names cubes, holds no text
         ├── status.json     how far it is
@@ -37,9 +38,12 @@ from memos_vllm.parameter.recipe import recipe_from
 
 JOBS = "jobs"
 SPEC, STATUS, LOCK, CANCEL, LOG, WORK = "spec.json", "status.json", "lock", "cancel", "log", "work"
-RUNNING = "running.lock"
-MAX_UNFINISHED = 4
-"""Jobs that an owner may have waiting or running."""
+RUNNING, MAKING = "running.lock", "making.lock"
+MAX_WAITING = 16
+"""Jobs of all owners that may wait or run, each of them a process; of an owner, one."""
+MAX_KEPT = 8
+"""Jobs of an owner that have ended and can still be looked at."""
+MAKING_SECONDS = 10.0
 START_SECONDS = 60.0
 """How long a new job's process may take to start."""
 STOP_SECONDS = 10.0
@@ -56,6 +60,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model: the base, as the server was given it; cubes: what is learned, as `id@version`
     forgotten: cubes, as `id@version`, that the adapter knew and the new version must not know
     recipe: fields of `recipe.Recipe`; activate: let the new version serve at once
+    proposed: the scheduler's own idea, not its owner's
     """
 
     owner: str
@@ -67,12 +72,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     recipe: dict[str, Any] = {}
     tags: tuple[str, ...] = ()
     activate: bool = False
+    proposed: bool = False
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How far a job is. phase: what it does now, `done` of `total` of it; problems: why an adapter was refused.
 
-    interrupted: its process died; `Jobs.resume` goes on from its last checkpoint.
+    interrupted: its process died; `Jobs.resume` goes on from its last checkpoint. memories: that it learns; seconds:
+    that it worked, waiting not counted.
     """
 
     id: str
@@ -84,6 +91,9 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     phase: str = ""
     done: int = 0
     total: int = 0
+    memories: int = 0
+    seconds: float = 0.0
+    proposed: bool = False
     adapter: str = ""
     figures: dict[str, float] = {}
     problems: tuple[str, ...] = ()
@@ -91,6 +101,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Statuses = list[JobStatus]  # `Jobs.list` hides the builtin from annotations in the class body
+Specs = list[tuple[JobSpec, JobStatus]]
 
 
 class Jobs:
@@ -106,19 +117,44 @@ class Jobs:
         return status
 
     def create(self, spec: JobSpec) -> JobStatus:
-        """Write a job down without starting it. Raises BadInput, Conflict."""
+        """Write a job down without starting it. Raises BadInput, Conflict where too many wait."""
         checked_name(spec.name)
         recipe_from(spec.recipe)
         if not spec.cubes:
             raise BadInput("There are no memories to learn: choose others.")
-        waiting = [status for status in self.list(spec.owner) if status.state not in FINAL]
-        if len(waiting) >= MAX_UNFINISHED:
-            raise Conflict(f"{len(waiting)} trainings are waiting or running: let one end, or cancel one.")
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        with alone(self.folder / MAKING, MAKING_SECONDS) as mine:
+            if not mine:
+                raise Conflict("Another training is being started; try again in a moment.")
+            self._make_room(spec.owner)
+            return self._written(spec)
+
+    def _make_room(self, owner: str) -> None:
+        """Refuse one job too many, and drop what ended long ago and what a crash left. Raises Conflict."""
+        every = [*self._all()]
+        waiting = [status for status in every if status.state not in FINAL]
+        if mine := next((status for status in waiting if status.owner == owner), None):
+            raise Conflict(f"Training {mine.id} is {mine.state}: let it end, go on with it, or cancel it.")
+        if len(waiting) >= MAX_WAITING:
+            raise Conflict("As many trainings as this server takes are waiting: try again later.")
+        ended = [status.id for status in every if status.owner == owner and status.state in FINAL]
+        for job_id in ended[: max(0, len(ended) - MAX_KEPT + 1)]:
+            shutil.rmtree(self.folder / job_id, ignore_errors=True)
+        for left in self.folder.glob("*.new"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _written(self, spec: JobSpec) -> JobStatus:
         moment = now()
         status = JobStatus(
-            id=new_id(), owner=spec.owner, name=spec.name, state="queued", created=moment, updated=moment
+            id=new_id(),
+            owner=spec.owner,
+            name=spec.name,
+            state="queued",
+            created=moment,
+            updated=moment,
+            memories=len(spec.cubes),
+            proposed=spec.proposed,
         )
-        self.folder.mkdir(mode=0o700, exist_ok=True)
         aside = self.folder / f"{status.id}.new"
         aside.mkdir(mode=0o700)
         write(aside / SPEC, spec)
@@ -133,6 +169,24 @@ class Jobs:
     def list(self, owner: str) -> Statuses:
         """An owner's jobs, oldest first."""
         return [status for status in self._all() if status.owner == owner]
+
+    def specs(self, owner: str) -> Specs:
+        """An owner's jobs with what they do, oldest first."""
+        found = []
+        for status in self.list(owner):
+            with contextlib.suppress(FileNotFoundError):
+                spec = msgspec.json.decode((self.folder / status.id / SPEC).read_bytes(), type=JobSpec)
+                found.append((spec, status))
+        return found
+
+    def seconds_each(self) -> float:
+        """What a memory took in the trainings here that ended last, of whomever; 0 where none has."""
+        ended = [status for status in self._all() if status.state in ("done", "refused") and status.memories][-8:]
+        return sum(status.seconds for status in ended) / max(1, sum(status.memories for status in ended))
+
+    def unfinished(self) -> Statuses:
+        """The jobs of everybody that wait or run, or did when their process died."""
+        return [status for status in self._all() if status.state not in FINAL]
 
     def cancel(self, owner: str, job_id: str) -> JobStatus:
         """Stop a job at its next step; one that has ended stays as it is. Raises NotFound."""
@@ -153,8 +207,11 @@ class Jobs:
         return status
 
     def resume_all(self) -> int:
-        """Go on with every interrupted job; how many there are."""
-        dead = [status.id for status in self._all() if status.state == "interrupted"]
+        """At a start: go on with every job that has no process; how many there are.
+
+        One that another server has just written down may get two processes. The second ends at once.
+        """
+        dead = [status.id for status in self.unfinished() if _is_free(self.folder / status.id / LOCK)]
         for job_id in dead:
             self._spawn(job_id)
         return len(dead)

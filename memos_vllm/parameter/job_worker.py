@@ -30,6 +30,7 @@ from memos_vllm.parameter.job import (
     seen,
     update,
 )
+from memos_vllm.parameter.learned import LEARNED, PROPOSED, learned_in
 from memos_vllm.parameter.progress import no_tell
 from memos_vllm.parameter.recipe import recipe_from
 from memos_vllm.parameter.registry import MAX_RANK, AdapterFiles, AdapterRegistry, Caller
@@ -82,8 +83,10 @@ def run(folder: Path, tell: Tell) -> JobStatus:
                 told("waiting for another training", 0, 0)
                 time.sleep(POLL_SECONDS)
             update(folder, state="running")
+            told.begin()
             with Vault.open(folder.parent.parent) as vault:
-                return _made(vault, spec, folder, told)
+                _made(vault, spec, folder, told)
+                return update(folder, seconds=told.seconds)
     except Cancelled:
         return finish(folder, "cancelled")
     except MemosError as error:
@@ -98,17 +101,27 @@ class _Watch:
 
     def __init__(self, folder: Path, tell: Tell) -> None:
         self.folder, self.tell, self.last = folder, tell, 0.0
+        self.shown = ("", 0, 0)
+        self.began, self.before = 0.0, 0.0
+
+    def begin(self) -> None:
+        """The waiting is over; what a process that was killed worked counts too."""
+        self.began, self.before = time.monotonic(), seen(self.folder).seconds
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         self.tell(phase, done, total)
         if (self.folder / CANCEL).exists():
             raise Cancelled
-        if time.monotonic() - self.last >= TELL_SECONDS:
-            self.last = time.monotonic()
-            update(self.folder, phase=phase, done=done, total=total)
+        if (phase, done, total) != self.shown and time.monotonic() - self.last >= TELL_SECONDS:
+            self.last, self.shown = time.monotonic(), (phase, done, total)
+            update(self.folder, phase=phase, done=done, total=total, seconds=self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        return round(self.before + time.monotonic() - self.began, 1) if self.began else 0.0
 
 
-def _made(vault: Vault, spec: JobSpec, folder: Path, tell: Tell) -> JobStatus:
+def _made(vault: Vault, spec: JobSpec, folder: Path, tell: Tell) -> None:
     """Train, and store the adapter if it passes."""
     from memos_vllm.parameter.consolidate import consolidate
     from memos_vllm.parameter.forgetting import retrain
@@ -116,7 +129,8 @@ def _made(vault: Vault, spec: JobSpec, folder: Path, tell: Tell) -> JobStatus:
 
     recipe = recipe_from(spec.recipe)
     if known := _stored(vault, spec, folder.name):
-        return finish(folder, "done", adapter=known)
+        finish(folder, "done", adapter=known)
+        return
     memories = _memories(vault, spec.cubes)
     base = BaseModel.read(spec.model)
     model = Model.load(spec.model, recipe.device)
@@ -129,7 +143,8 @@ def _made(vault: Vault, spec: JobSpec, folder: Path, tell: Tell) -> JobStatus:
         report = consolidate(model, memories, recipe, folder / WORK, tell=tell)
         figures, problems = figures_of(report), report.problems
     if problems:
-        return finish(folder, "refused", problems=problems, figures=figures)
+        finish(folder, "refused", problems=problems, figures=figures)
+        return
     tell("storing", 0, 0)
     _memories(vault, spec.cubes)  # what was deleted meanwhile must not live on in an adapter
     files = AdapterFiles.read(report.folder, base=base.fingerprint)
@@ -140,10 +155,16 @@ def _made(vault: Vault, spec: JobSpec, folder: Path, tell: Tell) -> JobStatus:
         author=spec.author,
         parents=spec.cubes,
         tags=spec.tags,
-        metadata={**figures, JOB: folder.name, "recipe": msgspec.json.encode(recipe).decode()},
+        metadata={
+            **figures,
+            JOB: folder.name,
+            LEARNED: learned_in(report, memories),
+            "recipe": msgspec.json.encode(recipe).decode(),
+            **({PROPOSED: True} if spec.proposed else {}),
+        },
         activate=spec.activate,
     )
-    return finish(folder, "done", adapter=version.served, figures=figures)
+    finish(folder, "done", adapter=version.served, figures=figures)
 
 
 def figures_of(report: Report) -> dict[str, float]:

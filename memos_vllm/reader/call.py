@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -15,8 +16,8 @@ from memos_vllm.retrieval.base import TimeWindow
 
 Intent = Literal["ask", "do", "tell", "talk"]
 """What a message wants: an answer, some work, to be heard, or nothing but company."""
-Scope = Literal["own", "shared", "any"]
-"""Whose memories are meant: the caller's, those that others share with them, or both."""
+Scope = Literal["own", "any"]
+"""Whose memories are meant: the caller's, or also those of their groups."""
 
 MAX_QUERY = 4096
 """Characters at a query's end that are read."""
@@ -52,7 +53,7 @@ class MemoryCall:
     """What memories a prompt needs.
 
     types: kinds of memories that the question seems to want, best first; empty for all. window: the time that it is
-    about, where it asks what happened then; None for any.
+    about, where it asks what happened then; None for any. groups: the principals of the caller's groups.
     """
 
     caller: str
@@ -61,14 +62,24 @@ class MemoryCall:
     types: tuple[SemanticType, ...] = ()
     intent: Intent = "ask"
     window: TimeWindow | None = None
+    groups: tuple[str, ...] = ()
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Whose memories may enter the prompt.
+
+        Not what single others share with the caller: whoever may grant a right could put text into prompts then. Who is
+        in a group is said by those who look after the server.
+        """
+        return (self.caller, *(self.groups if self.scope == "any" else ()))
 
 
-def call_of(query: str, caller: str, at: datetime) -> MemoryCall:
+def call_of(query: str, caller: str, at: datetime, groups: Sequence[str] = ()) -> MemoryCall:
     """The MemoryCall of a user's message sent at `at`. English is read; of other languages the intent alone."""
     text = query[-MAX_QUERY:]
     intent = _intent(text)
     if not is_english(text):
-        return MemoryCall(caller, query, intent=intent)
+        return MemoryCall(caller, query, intent=intent, groups=(*groups,))
     return MemoryCall(
         caller,
         query,
@@ -76,6 +87,7 @@ def call_of(query: str, caller: str, at: datetime) -> MemoryCall:
         types=_types(text) if intent in ("ask", "do") else (),
         intent=intent,
         window=window_of(text, at) if intent in ("ask", "do") and _THEN.search(text) else None,
+        groups=(*groups,),
     )
 
 

@@ -29,6 +29,13 @@ PROBE = "tea"
 """A text on which an embedder that works does not fail."""
 
 
+Tell = Callable[[int], None]
+
+
+def _to_nobody(_: int) -> None:
+    """For a worker whose queue nobody watches."""
+
+
 def _always() -> AbstractContextManager[bool]:
     return nullcontext(True)
 
@@ -37,14 +44,20 @@ class EmbeddingWorker:
     """A thread that gives every cube of the index its vector.
 
     claim: says whether this process may work, while others on the same vault do not.
+    tell: is told again and again how many cubes await a vector, also while another process works.
     """
 
     def __init__(
-        self, vault: Vault, embedder: Embedder, claim: Callable[[], AbstractContextManager[bool]] = _always
+        self,
+        vault: Vault,
+        embedder: Embedder,
+        claim: Callable[[], AbstractContextManager[bool]] = _always,
+        tell: Tell = _to_nobody,
     ) -> None:
         self._vault = vault
         self._embedder = embedder
         self._claim = claim
+        self._tell = tell
         self._stopped = threading.Event()
         self._after = ""
         self._aside: dict[tuple[str, int], float] = {}
@@ -103,6 +116,10 @@ class EmbeddingWorker:
         self._aside[cubes[0].id, cubes[0].version] = until
         return {}
 
+    def _tell_waiting(self) -> None:
+        _, waiting = self._vault.vector_counts()
+        self._tell(waiting)
+
     def _run(self) -> None:
         pause = 0.0
         while not self._stopped.wait(pause):
@@ -110,9 +127,10 @@ class EmbeddingWorker:
                 if not self._vault.is_embedder(self._embedder.name):
                     log.error("no more vectors: another server on this memory directory has another embedder")
                     return
+                self._tell_waiting()
                 with self._claim() as mine:
                     while mine and self.round() and not self._stopped.is_set():
-                        pass
+                        self._tell_waiting()
                 pause = IDLE_SECONDS
             except (EmbedderUnavailable, VaultUnavailable, VaultFull, OSError) as error:
                 log.error("embedding stands still: %s", error)

@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -69,6 +70,12 @@ class Meanings:
             positions.append(found + part.start)
             products.append(product)
         return np.concatenate(positions), np.concatenate(products)
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """Let go of the vectors of some partitions."""
+        with self._lock:
+            for key in [key for key in self._kept if key[0] in numbers]:
+                del self._kept[key]
 
     def _kept_product(
         self, scope: Scope, number: int, rows: Rows, embedder: bytes, query: Floats

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +29,10 @@ from memos_vllm.retrieval.sentences import sentence_scores
 from memos_vllm.retrieval.signals import Asked, signals_of
 from memos_vllm.vault import Vault
 from memos_vllm.vault.env import Txn
+from memos_vllm.vault.index import partition_of
 from memos_vllm.vault.lookup import Flags, Integers, Scope
 from memos_vllm.vault.postings import TYPES, facet_of, micros
-from memos_vllm.vault.tables import load
+from memos_vllm.vault.tables import cubes_under, load
 from memos_vllm.vault.words import names_in, words_of
 
 MAX_CHARS = 8192
@@ -48,6 +50,13 @@ class _Limits:
     window: TimeWindow
     types: frozenset[int] | None
     clearance: frozenset[str] | None
+
+    @property
+    def owners(self) -> list[str] | None:
+        """Whose cubes are asked for; None for everybody's."""
+        if "owner" not in self.filters:
+            return None
+        return [name for name in options_of(self.filters["owner"]) if isinstance(name, str)]
 
 
 class MemOperator:
@@ -97,6 +106,13 @@ class MemOperator:
         """Vectors of length 1 by cube id, of the cubes that have one."""
         return self._vault.vectors_of(cube_ids)
 
+    @contextmanager
+    def forgetting(self, principal: str) -> Iterator[None]:
+        """All cubes of a principal are deleted inside it; after it nothing of their vectors is kept in RAM."""
+        numbers = self._vault.read(lambda txn: _partitions_with(txn, principal)) if self._embedder else set()
+        yield
+        self._meanings.drop(numbers)
+
     def _checked(self, using: Collection[str] | None) -> frozenset[str]:
         """The signals of a search. Raises BadInput for those that there are not."""
         present = [name for name in SIGNALS if name != "dense" or self._embedder]
@@ -120,8 +136,7 @@ class MemOperator:
         )
 
     def _hits(self, txn: Txn, limits: _Limits, asked: Asked, top_k: int) -> list[Hit]:
-        owner = limits.filters.get("owner")
-        scope = Scope(txn, limits.principals, limits.clearance, owner if isinstance(owner, str) else None)
+        scope = Scope(txn, limits.principals, limits.clearance, limits.owners)
         alive = scope.rows["expires"] > time.time_ns() // 1000
         admitted = alive & _admitted(scope, limits)
         if not admitted.any():
@@ -171,6 +186,13 @@ class _Reader:
         cleared = limits.clearance is None or limits.clearance.issuperset(cube.header.sensitivity)
         wanted = matches(cube, limits.filters) and tagged(cube, limits.tags)
         return readable and cleared and wanted and not cube.expired(self._moment)
+
+
+def _partitions_with(txn: Txn, owner: str) -> set[int]:
+    """The partitions that an owner's cubes may be in."""
+    readers = {name for cube in cubes_under(txn, "owners", owner) for name in cube.readers()}
+    found = (partition_of(txn, name) for name in {owner, *readers})
+    return {partition.number for partition in found if partition is not None}
 
 
 def _admitted(scope: Scope, limits: _Limits) -> Flags:

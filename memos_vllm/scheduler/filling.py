@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from memos_vllm.cube import MemCube, Parameter, Plaintext
@@ -24,7 +24,9 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Choice:
-    """A memory of the prompt. score: the policy's, from 0 to 1; parts: what it is made of; tokens: 0 for an adapter."""
+    """A memory of the prompt. score: the policy's, from 0 to 1; parts: what it is made of; tokens: 0 where an adapter
+    answers for it, or where it is one.
+    """
 
     cube: MemCube
     score: float
@@ -45,14 +47,17 @@ class LeftOut:
 
 
 class Filling:
-    """budget: tokens; taken: entries with their tokens and the reason; count: those among them that are text."""
+    """budget: tokens; taken: entries with their tokens and the reason; count: those among them that are text.
 
-    def __init__(self, budget: int, count_tokens: CountTokens) -> None:
+    known: texts, as `id@version`, that the adapter which answers has learned: they take no room of the prompt.
+    """
+
+    def __init__(self, budget: int, count_tokens: CountTokens, known: Collection[str] = ()) -> None:
         self.room = budget
         self.count = 0
         self.taken: list[tuple[Ranked, int, str]] = []
         self.left: list[LeftOut] = []
-        self._count_tokens = count_tokens
+        self._count_tokens, self._known = count_tokens, known
         self._adapter = False
 
     def add(self, entry: Ranked, why: str) -> bool:
@@ -63,7 +68,7 @@ class Filling:
         if not isinstance(entry.cube.payload, Plaintext) or entry.cube.header.namespace == "pipeline":
             self.leave(entry, "cached for a pipeline" if isinstance(entry.cube.payload, Plaintext) else "holds no text")
             return False
-        tokens = self._count_tokens(entry.cube)
+        tokens = 0 if self.knows(entry.cube) else self._count_tokens(entry.cube)
         if tokens > self.room:
             self.leave(entry, f"takes {tokens} tokens, of which {self.room} are left")
             return False
@@ -71,6 +76,10 @@ class Filling:
         self.count += 1
         self.taken.append((entry, tokens, why))
         return True
+
+    def knows(self, cube: MemCube) -> bool:
+        """Whether the adapter which answers has learned this version of a memory."""
+        return f"{cube.id}@{cube.version}" in self._known
 
     def leave(self, entry: Ranked, why: str) -> None:
         self.left.append(LeftOut(entry.cube.id, entry.score, entry.parts, why))

@@ -11,11 +11,13 @@ Form = Literal["text", "kv", "adapter"]
 
 @dataclass(frozen=True)
 class Shape:
-    """kv: spliced from ready K/V; text: computed in the prompt; adapter: weights that the model is run with."""
+    """kv: spliced from ready K/V; text: computed in the prompt; adapter: in weights that the model is run with."""
 
     form: Form
     why: str
 
+
+LEARNED = Shape("adapter", "the adapter that answers has learned it")
 
 Forms = Callable[[Sequence[MemCube]], Sequence[Shape]]
 """The shape of each cube."""

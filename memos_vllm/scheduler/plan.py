@@ -12,7 +12,7 @@ from memos_vllm.errors import StartError
 from memos_vllm.retrieval.base import Hit, Operator
 from memos_vllm.scheduler.diversity import Marginal, Similarity, by_vectors, by_words
 from memos_vllm.scheduler.filling import Choice, CountTokens, Filling, LeftOut, Ranked
-from memos_vllm.scheduler.form import Forms, plain_forms
+from memos_vllm.scheduler.form import LEARNED, Forms, plain_forms
 from memos_vllm.scheduler.order import placed
 from memos_vllm.scheduler.policies import Candidate, Policy, PolicyName, Question, policy_named, score_of
 from memos_vllm.vault.records import Uses
@@ -42,17 +42,32 @@ class MemoryPlan:
     @property
     def cubes(self) -> list[MemCube]:
         """The cubes that the prompt's text is made of, in order."""
-        return [choice.cube for choice in self.chosen if isinstance(choice.cube.payload, Plaintext)]
+        return [choice.cube for choice in self._texts if choice.form != "adapter"]
+
+    @property
+    def learned(self) -> list[MemCube]:
+        """The cubes that the adapter which answers knows, so that their text is left out."""
+        return [choice.cube for choice in self._texts if choice.form == "adapter"]
+
+    @property
+    def _texts(self) -> list[Choice]:
+        return [choice for choice in self.chosen if isinstance(choice.cube.payload, Plaintext)]
 
 
 class Call(Protocol):
-    """What a prompt's memories are looked for with: `reader.MemoryCall` is one. window: see `Operator.search`."""
+    """What a prompt's memories are looked for with: `reader.MemoryCall` is one.
+
+    owners: whose cubes are meant, the caller's own first; window: see `Operator.search`.
+    """
 
     @property
     def caller(self) -> str: ...
 
     @property
     def query(self) -> str: ...
+
+    @property
+    def owners(self) -> Sequence[str]: ...
 
     @property
     def types(self) -> Collection[SemanticType]: ...
@@ -69,6 +84,10 @@ class Asking:
     query: str
     types: tuple[SemanticType, ...] = ()
     window: None = None
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        return (self.caller,)
 
 
 class MemScheduler:
@@ -110,20 +129,22 @@ class MemScheduler:
         before: Sequence[MemCube] = (),
         budget: int | None = None,
         forms: Forms = plain_forms,
+        known: Collection[str] = (),
     ) -> MemoryPlan:
         """Which memories the prompt gets, in which order and form, and why; asking changes nothing.
 
         policy, budget (tokens): None for the server's; before: the cubes that the conversation's turn before was given,
-        in its order, as they are now and as far as they may still be used.
-        Only the caller's own cubes: a grant lets others offer text, not put it into somebody's prompts unasked.
+        in its order, as they are now and as far as they may still be used; known: see `Filling`.
+        Only cubes of the call's owners, the caller and, where the question asks for it, their groups: a grant lets
+        others offer text, not put it into somebody's prompts.
         A cube that does not fit is passed over, a smaller one after it may still get in. At the beginning of a
         conversation the order is that of the ids: the same set gives the same prompt, whatever the query.
         Raises BadInput for an unknown policy, VaultUnavailable.
         """
         ranking = self.policy if policy is None else policy_named(policy)
         room = self.token_budget if budget is None else min(budget, self.token_budget)
-        ranked = _ranked(ranking, self._candidates(call, ranking, before), call)
-        filling = Filling(room, count_tokens)
+        filling = Filling(room, count_tokens, known)
+        ranked = self._within_licence(_ranked(ranking, self._candidates(call, ranking, before), call), filling)
         rest = self._take_best(filling, ranked)
         places = {cube.id: place for place, cube in enumerate(before)}
         self._keep(filling, rest, places)
@@ -143,20 +164,30 @@ class MemScheduler:
         return self._with_uses(found) if policy.needs_uses else found
 
     def _search(self, call: Call) -> list[Hit]:
-        """Among the caller's own cubes; a time that the question names is left aside where nothing is of it."""
+        """Among the cubes of the call's owners; a time that the question names is left aside where nothing is of it."""
         count = self._top_k + min(POOL * self._top_k, MAX_POOL)
-        own = {"owner": call.caller}
+        owners = [*call.owners]
         if call.window is not None:
-            hits = self._operator.search(call.caller, call.query, top_k=count, filters=own, window=call.window)
+            hits = self._operator.search(owners, call.query, top_k=count, filters={"owner": owners}, window=call.window)
             if hits:
                 return hits
-        return self._operator.search(call.caller, call.query, top_k=count, filters=own)
+        return self._operator.search(owners, call.query, top_k=count, filters={"owner": owners})
 
     def _with_uses(self, candidates: list[Candidate]) -> list[Candidate]:
         if self._uses is None:
             return candidates
         uses = self._uses([candidate.cube.id for candidate in candidates])
         return [replace(candidate, uses=uses.get(candidate.cube.id, Uses())) for candidate in candidates]
+
+    def _within_licence(self, ranked: Sequence[Ranked], filling: Filling) -> list[Ranked]:
+        """Those whose licence lets them into one more prompt; the others are left out."""
+        terms = {entry.cube.id: entry.cube.header.licence for entry in ranked if entry.cube.header.licence}
+        uses = self._uses([*terms]) if self._uses and terms else {}
+        ended = {cube_id for cube_id, licence in terms.items() if licence.ended(uses.get(cube_id, Uses()).count)}
+        for entry in ranked:
+            if entry.cube.id in ended:
+                filling.leave(entry, "its licence has ended")
+        return [entry for entry in ranked if entry.cube.id not in ended]
 
     def _take_best(self, filling: Filling, ranked: Sequence[Ranked]) -> list[tuple[Ranked, str]]:
         """Fill in the best ones, top_k at most; returns those that were not tried, each with the reason."""
@@ -201,7 +232,8 @@ def _plan(policy: Policy, budget: int, filling: Filling, places: Mapping[str, in
     taken = {entry.cube.id: (entry, tokens, why) for entry, tokens, why in filling.taken}
     cubes = placed([entry.cube for entry, _, _ in filling.taken], places)
     chosen = []
-    for cube, shape in zip(cubes, forms(cubes), strict=True):
+    for cube, own in zip(cubes, forms(cubes), strict=True):
+        shape = LEARNED if filling.knows(cube) else own
         entry, tokens, why = taken[cube.id]
         reason = f"{why}; as {shape.form}: {shape.why}"
         chosen.append(Choice(cube, entry.score, entry.parts, tokens, shape.form, reason))

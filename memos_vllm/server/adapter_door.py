@@ -17,7 +17,7 @@ from memos_vllm.engine import lora_resolver
 from memos_vllm.engine.lora_resolver import OpenedAdapter, opened_adapter
 from memos_vllm.errors import BadInput, MemosError, NotFound
 from memos_vllm.governance.identity import Caller
-from memos_vllm.parameter.registry import AdapterEntry
+from memos_vllm.parameter.registry import AdapterEntry, AdapterVersion
 from memos_vllm.server import metrics
 from memos_vllm.server.chat import fall_back
 from memos_vllm.server.injection import RequestMemory, current_memory
@@ -25,6 +25,7 @@ from memos_vllm.vault.states import HOT
 
 if TYPE_CHECKING:
     from memos_vllm.server.adapters import AdapterDesk, Seat
+    from memos_vllm.server.knowledge import Knowledge
     from memos_vllm.server.uses import UseBook
 
 logger = logging.getLogger(__name__)
@@ -34,13 +35,10 @@ NO_ADAPTER = "none"
 
 
 class AdapterDoor:
-    """Opens requests their adapters. auto: whether a caller's default adapter answers in the base model's place.
+    """Opens requests their adapters. models: vLLM's `OpenAIServingModels`."""
 
-    models: vLLM's `OpenAIServingModels`.
-    """
-
-    def __init__(self, desk: AdapterDesk, models: Any, uses: UseBook, *, auto: bool) -> None:
-        self.desk, self.uses, self.auto = desk, uses, auto
+    def __init__(self, desk: AdapterDesk, models: Any, uses: UseBook, knowledge: Knowledge) -> None:
+        self.desk, self.uses, self.knowledge = desk, uses, knowledge
         self._models, self._plain_list = models, models.show_available_models
 
     def install(self) -> None:
@@ -62,6 +60,7 @@ class AdapterDoor:
         if seat is None:
             return None
         memory.adapter = seat.version.name_for(caller.user)
+        memory.known = self.knowledge.of(seat.version, caller)
         self.uses.note([seat.version.cube_id])
         metrics.adapter_requests().labels("named" if named else "default").inc()
         opened_adapter.set(OpenedAdapter(memory.model, memory.adapter, seat.lora))
@@ -74,16 +73,23 @@ class AdapterDoor:
 
     async def _named(self, caller: Caller, model: str) -> Seat | None:
         try:
-            version = await to_thread.run_sync(self.desk.registry.resolve, caller, model)
+            version = await to_thread.run_sync(self._resolved, caller, model)
         except (NotFound, BadInput):  # it may be one of vLLM's own modules
             return None
         return await self.desk.take(version)
 
+    def _resolved(self, caller: Caller, model: str) -> AdapterVersion:
+        return self.knowledge.checked(self.desk.registry.resolve(caller, model))
+
+    def _default_of(self, caller: Caller) -> AdapterVersion | None:
+        version = self.desk.registry.default_of(caller)
+        return version if version is None else self.knowledge.checked(version)
+
     async def _default(self, caller: Caller, memory: RequestMemory) -> Seat | None:
-        if not (self.auto and memory.generates and memory.mode in ("read", "readwrite")):
+        if not (self.knowledge.auto and memory.generates and memory.mode in ("read", "readwrite")):
             return None
         try:
-            version = await to_thread.run_sync(self.desk.registry.default_of, caller)
+            version = await to_thread.run_sync(self._default_of, caller)
             return None if version is None else await self.desk.take(version)
         except MemosError as error:
             logger.warning("the base model answers in place of a default adapter: %s", error)

@@ -31,6 +31,7 @@ from memos_vllm.errors import MemosError
 from memos_vllm.reader import Spoken
 from memos_vllm.reader.sentences import MAX_TEXT
 from memos_vllm.server import metrics
+from memos_vllm.server.fair import TenantGate
 from memos_vllm.server.injection import (
     REPORT_KEY,
     Adapter,
@@ -80,6 +81,7 @@ class ChatHooks:
         self._online_renderer = online_renderer
         self._models = models
         self._engine_client = engine_client
+        self._gate = TenantGate()
         self._plain_preprocess = online_renderer.preprocess_chat
         self._plain_generate = engine_client.generate
 
@@ -120,8 +122,13 @@ class ChatHooks:
         if memory.named is not None:
             cubes = [*memory.named]
         else:
-            choose = partial(self._service.choose, user, query, messages=messages, policy=memory.policy)
-            cubes = await to_thread.run_sync(choose)
+            choose = partial(
+                self._service.choose, user, query, messages=messages, policy=memory.policy, known=memory.known
+            )
+            async with self._gate.inside(user):
+                cubes = await to_thread.run_sync(choose)
+        if any(cube.header.licence for cube in cubes):
+            cubes = await to_thread.run_sync(self._service.uses.admitted, cubes)
         if not cubes:
             return None
         try:
@@ -131,7 +138,8 @@ class ChatHooks:
         limit = prompt_limit(request.build_tok_params(self._online_renderer.model_config))
         unspliceable = self._unspliceable(request) or await self._foreign_scaffold(split.scaffold)
         asked = Asked(user, query, unspliceable, memory.repair, self._adapter(request))
-        prompt = await to_thread.run_sync(self._as_tokens, asked, cubes, messages, split, limit)
+        async with self._gate.inside(user):
+            prompt = await to_thread.run_sync(self._as_tokens, asked, cubes, messages, split, limit)
         if len(prompt.cubes) < len(cubes):
             fall_back(memory, "context-full")
         return prompt if prompt.cubes else None
@@ -198,7 +206,7 @@ class ChatHooks:
         memory.cubes, memory.splice, memory.prompt_ids = prompt.cubes, prompt.splice, inputs[0]["prompt_token_ids"]
         if prompt.splice.fallback:
             fall_back(memory, prompt.splice.fallback)
-        self._service.uses.note(cube.id for cube in prompt.cubes)
+        self._service.uses.note_prompt(prompt.cubes)
         if memory.named is None and memory.caller is not None:
             self._service.note_turn(memory.caller.user, messages, [cube.id for cube in prompt.cubes])
         metrics.prompts().labels("spliced" if prompt.splice.kv_transfer_params else "text").inc()

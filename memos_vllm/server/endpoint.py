@@ -38,9 +38,12 @@ from memos_vllm.server.ageing import Ageing
 from memos_vllm.server.asking import ServedModel
 from memos_vllm.server.chat import ChatHooks
 from memos_vllm.server.claims import claimed
+from memos_vllm.server.consolidating import Consolidating
+from memos_vllm.server.consolidator import Consolidator
 from memos_vllm.server.errors import error_response
 from memos_vllm.server.governed import GovernedOperator
 from memos_vllm.server.injection import Splicer, current_memory
+from memos_vllm.server.knowledge import Knowledge
 from memos_vllm.server.mem0_door import Mem0Door
 from memos_vllm.server.middleware import MemoryMiddleware
 from memos_vllm.server.pieces import PieceCutter
@@ -89,7 +92,7 @@ class MemosEndpoint:
         models = state.openai_serving_models
         desk = state.memos.desk
         if desk is not None:
-            state.memos.door = AdapterDoor(desk, models, state.memos.uses, auto=config.adapters == "auto")
+            state.memos.door = AdapterDoor(desk, models, state.memos.uses, state.memos.consolidator.knowledge)
             state.memos.door.install()
         if resumed := await asyncio.to_thread(state.memos.jobs.resume_all):
             logger.info("%d trainings go on", resumed)
@@ -108,11 +111,17 @@ async def open_service(
     embedder = await asyncio.to_thread(make_embedder, config.embedder)
     operator = GovernedOperator(MemOperator(vault, QueryEmbedder(embedder) if embedder else None))
     if embedder is not None:
-        EmbeddingWorker(vault, embedder, partial(claimed, vault.path, "embedding")).start()
+        tell = metrics.vectors_waiting().set
+        EmbeddingWorker(vault, embedder, partial(claimed, vault.path, "embedding"), tell).start()
     ageing = Ageing(Lifecycle(vault, half_life_days=config.half_life))
     uses = UseBook(vault, ageing.used)
     uses.start()
-    adapters = open_registry(config, vllm_config, vault)
+    adapters, jobs = open_registry(config, vllm_config, vault), Jobs(config.memory_dir)
+    knowledge = Knowledge(
+        adapters, uses, prompts, auto=config.adapters == "auto", leave_out=config.consolidate != "off"
+    )
+    model = vllm_config.model_config.model
+    consolidator = Consolidator(knowledge, jobs, uses, prompts, model=model, mode=config.consolidate)
     desk = None if config.adapters == "off" or engine_client is None else open_desk(config, engine_client, adapters)
     secret = bytes.fromhex(os.environ[SECRET_ENV]) if SECRET_ENV in os.environ else secrets.token_bytes(32)
     service = MemoryService(
@@ -134,8 +143,9 @@ async def open_service(
         uses=uses,
         cutter=PieceCutter(prompts, secret),
         adapters=adapters,
-        jobs=Jobs(config.memory_dir),
-        model=vllm_config.model_config.model,
+        jobs=jobs,
+        model=model,
+        consolidator=consolidator,
         desk=desk,
         splicer=_splicer(config, engine_client, vault, secret, uses, prompts) if config.splice else None,
         scaffold=await renderer.usual_scaffold(),
@@ -144,6 +154,8 @@ async def open_service(
     if service.splicer is not None:
         ageing.forget = service.splicer.forget
     ageing.start()
+    if config.consolidate == "auto":
+        Consolidating(consolidator).start()
     service.trail = AccessTrail(vault, config.audit)
     service.trail.start()
     service.writer = MemoryWriter(service, RuleReader())
@@ -209,9 +221,10 @@ def _splicer(
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MemosError)
     memory = current_memory.get()
-    user = memory.caller.user if memory is not None and memory.caller is not None else ""
+    caller = memory.caller if memory is not None else None
+    user = caller.user if caller is not None else ""
     if isinstance(error, Forbidden):
         request.app.state.memos.trail.note(user, "refuse", target=request.path_params.get("memory_id", ""))
-    if isinstance(error, QuotaExceeded) and error.owner != user:
+    if isinstance(error, QuotaExceeded) and (caller is None or error.owner != user or caller.clearance is not None):
         error = error.for_others()
     return error_response(error)

@@ -1,15 +1,59 @@
-"""What tenants share in an API server: a queue with turns, and a cache in which nobody can crowd out the others."""
+"""What tenants share in an API server, and nobody can crowd the others out of: threads, a queue with turns, a cache."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+
+
+AT_ONCE = 8
+"""Requests of one tenant that may be in threads at a time. anyio gives 40 to all of a process."""
+
+
+class TenantGate:
+    """At most AT_ONCE of each tenant are inside; more wait their turn. Of one event loop."""
+
+    def __init__(self, at_once: int = AT_ONCE) -> None:
+        self._at_once = at_once
+        self._tenants: dict[str, _Places] = {}
+
+    @asynccontextmanager
+    async def inside(self, tenant: str) -> AsyncIterator[None]:
+        """Wait for a place and keep it. Where there is one, nothing is waited for, not even the event loop's turn."""
+        places = self._tenants.get(tenant)
+        if places is None:
+            places = self._tenants[tenant] = _Places(asyncio.Semaphore(self._at_once))
+        places.wanted += 1
+        try:
+            async with places.free:
+                yield
+        finally:
+            places.wanted -= 1
+            if not places.wanted:
+                del self._tenants[tenant]
+
+    def check_integrity(self) -> int:
+        """How many tenants are inside or wait. Raises AssertionError unless each has a place, and none too many."""
+        assert all(places.wanted > 0 for places in self._tenants.values())
+        assert all(places.free._value <= self._at_once for places in self._tenants.values())
+        return len(self._tenants)
+
+
+@dataclass
+class _Places:
+    """wanted: by how many, those that have one included."""
+
+    free: asyncio.Semaphore
+    wanted: int = 0
 
 
 class FairQueue(Generic[Item]):

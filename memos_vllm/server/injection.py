@@ -177,7 +177,7 @@ class RequestMemory:
     `named`: the cubes that the request chose itself, in its order; None: search chooses.
     `conversation`: what the request calls its conversation; `turn`: what its user said, until the engine answers.
     `generates`: whether a model answers it; `model`: what it calls that model; `adapter`: the user's adapter that
-    answers, `none` where it could not.
+    answers, `none` where it could not; `known`: memories, as `id@version`, that it has learned.
     """
 
     caller: Caller | None = None
@@ -186,6 +186,7 @@ class RequestMemory:
     generates: bool = False
     model: str | None = None
     adapter: str | None = None
+    known: frozenset[str] = frozenset()
     repair: str | None = None
     policy: str | None = None
     named: tuple[MemCube, ...] | None = None

@@ -130,6 +130,18 @@ def reader_fallbacks() -> Counter:
 
 
 @cache
+def vectors_waiting() -> Gauge:
+    """Memories that are found by their words alone until the embedder has come to them. Every API server tells."""
+    return Gauge("memos_vectors_waiting", "Memories that wait for a vector", multiprocess_mode="livemostrecent")
+
+
+@cache
+def trainings() -> Counter:
+    """Trainings of adapters that were asked for, by kind (`train`, `retrain`, `resume`)."""
+    return Counter("memos_trainings", "Trainings of adapters that were asked for", ["kind"])
+
+
+@cache
 def adapter_requests() -> Counter:
     """Requests with a user's adapter, by how it was chosen (`named`, `default`)."""
     return Counter("memos_adapter_requests", "Requests with a user's adapter", ["choice"])
@@ -153,6 +165,24 @@ def adapter_evictions() -> Counter:
     return Counter("memos_adapter_evictions", "Copies of adapters that were removed")
 
 
+@cache
+def consolidations() -> Counter:
+    """Trainings that the scheduler began, by what became of them (`started`, then as the job ends)."""
+    return Counter("memos_consolidations", "Trainings that the scheduler began", ["outcome"])
+
+
+@cache
+def consolidation_looks() -> Counter:
+    """Looks at a user's memories, by what came of them (`worth` a training, or `nothing`)."""
+    return Counter("memos_consolidation_looks", "Looks at what an adapter should know", ["outcome"])
+
+
+@cache
+def learned() -> Counter:
+    """What prompts did without because the adapter that answers knows it (`memories`, `tokens`)."""
+    return Counter("memos_learned", "What prompts did without because an adapter knows it", ["unit"])
+
+
 def engine_loads(registry: CollectorRegistry = REGISTRY) -> tuple[float, float, float]:
     """What the engine's metrics tell of its splices so far: bytes, seconds, and number of splices."""
     wanted = {"memos_kv_loaded_bytes_total": 0.0, "memos_kv_load_seconds_sum": 0.0, "memos_kv_load_seconds_count": 0.0}
@@ -168,8 +198,9 @@ ALL: tuple[Callable[[], Any], ...] = (
     *(fallbacks, prompts, prompt_tokens, search_seconds),
     *(captures, capture_seconds, captures_waiting, promotions, demotions),
     *(transitions, swept, sweep_seconds, planned, turn_memories),
-    *(turns, turns_waiting, memories_written, reader_fallbacks),
+    *(turns, turns_waiting, memories_written, reader_fallbacks, vectors_waiting, trainings),
     *(adapter_requests, adapter_stage_seconds, adapter_load_seconds, adapter_evictions),
+    *(consolidations, consolidation_looks, learned),
 )
 
 

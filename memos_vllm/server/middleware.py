@@ -24,6 +24,7 @@ from memos_vllm.errors import BadInput, Conflict, Forbidden, MemosError, VaultUn
 from memos_vllm.governance.identity import NOBODY, Bearer, Caller, caller_of
 from memos_vllm.scheduler.policies import policy_named
 from memos_vllm.server.errors import error_response
+from memos_vllm.server.fair import TenantGate
 from memos_vllm.server.injection import Mode, RequestMemory, current_memory
 from memos_vllm.server.mem0_door import FILTERED, user_in
 from memos_vllm.server.service import MemoryService
@@ -40,6 +41,7 @@ GENERATING_PATHS = MEMORY_PATHS | {"/v1/completions", "/v1/chat/completions/batc
 """Routes that a model answers."""
 
 OUR_PREFIXES = ("/v1/memories", "/v1/search", "/v1/snapshots", "/v1/pipelines", "/v1/audit", "/v1/me", "/v1/adapters")
+MEM0_PREFIXES = ("/v2/memories", "/v3/memories", "/v1/entities", "/v2/entities", "/v1/batch", "/v1/ping")
 READING = frozenset(("/v1/memories/search", "/v1/search", "/v1/memories/plan"))
 """Our paths whose POST changes nothing."""
 
@@ -80,6 +82,7 @@ class MemoryMiddleware:
         self._app = app
         self._looking = asyncio.Lock()
         self._looker = ThreadPoolExecutor(1, "memos-rules")
+        self._gate = TenantGate()
 
     async def _follow_rules(self, service: MemoryService) -> None:
         """Have the registry looked at where it is time: once for all who wait, and never behind slow memory routes.
@@ -118,7 +121,11 @@ class MemoryMiddleware:
             return
         token = current_memory.set(memory)
         try:
-            await self._app(scope, receive, HeldSend(memory, send) if memory.tells else send)
+            if memory.caller is not None and takes_thread(path_of(scope)):
+                async with self._gate.inside(memory.caller.user):
+                    await self._app(scope, receive, send)
+            else:
+                await self._app(scope, receive, HeldSend(memory, send) if memory.tells else send)
         finally:
             current_memory.reset(token)
             if service.door is not None and seat is not None:
@@ -244,9 +251,17 @@ def _require_writer(caller: Caller) -> None:
 
 def writes_memory(method: str, path: str) -> bool:
     """Whether a request to one of our routes changes something."""
-    ours = any(path == prefix or path.startswith(f"{prefix}/") for prefix in OUR_PREFIXES)
     reads = method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and path.rstrip("/") in READING)
-    return ours and not reads
+    return _under(OUR_PREFIXES, path) and not reads
+
+
+def takes_thread(path: str) -> bool:
+    """Whether a request is for a route of ours: those work in the server's threads, one each until it is answered."""
+    return _under(OUR_PREFIXES, path) or _under(MEM0_PREFIXES, path)
+
+
+def _under(prefixes: tuple[str, ...], path: str) -> bool:
+    return any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes)
 
 
 def _refuse_new_weights(service: MemoryService, path: str) -> None:

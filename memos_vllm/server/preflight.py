@@ -17,6 +17,7 @@ from memos_vllm.activation.repair import parse_policy
 from memos_vllm.config import FLAGS, MemoryConfig
 from memos_vllm.errors import BadInput, StartError
 from memos_vllm.governance.ring import KeyRing
+from memos_vllm.parameter.lora import check_peft
 from memos_vllm.retrieval.embedders import check_embedder
 from memos_vllm.vault import Vault
 
@@ -79,10 +80,21 @@ def check_start(memory: MemoryConfig, given: Collection[str]) -> None:
             parse(getattr(memory, name))
         except BadInput as error:
             raise StartError(f"{FLAGS[name].option}: {error}") from None
+    _check_consolidation(memory)
     check_embedder(memory.embedder)
     KeyRing.load(memory.keys)
     with Vault.open(memory.memory_dir, max_bytes=memory.max_bytes) as vault:
         _refuse_full(memory.memory_dir, vault.stats()["used_bytes"], memory.max_bytes)
+
+
+def _check_consolidation(memory: MemoryConfig) -> None:
+    if memory.consolidate != "auto":
+        return
+    if memory.adapters != "auto":
+        raise StartError(
+            "--memory-consolidate auto makes adapters that nobody would be served: add --memory-adapters auto"
+        )
+    check_peft()
 
 
 def _refuse_full(memory_dir: Path, used: int, limit: int | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -22,6 +22,33 @@ class PlanRequest(BaseModel):
     user_id: str | None = None
     messages: list[ChatMessage] = Field(default_factory=list)
     policy: str | None = Field(None, description="semantic, lru, label, frequency or priority; else the server's.")
+
+
+class ExportRequest(BaseModel):
+    """Who gets the user's memories, and how they leave."""
+
+    model_config = examples({"recipient": "doctor", "user_id": "maya"})
+
+    recipient: str = Field(max_length=256, description="Who gets them: stands in the audit log.")
+    user_id: str | None = None
+    redact: bool = Field(True, description="Whether addresses, numbers and secrets are taken out.")
+    watermark: bool = Field(True, description="Whether invisible marks in the texts lead back to this export.")
+    clearance: list[str] | None = Field(
+        None, max_length=64, description="Sensitivity tags that may leave; else all that the key is cleared for."
+    )
+
+
+EXPORTED: dict[str, Any] = {
+    "meta": {
+        "id": EXAMPLE_ID,
+        "created": "2025-04-10T12:00:00.000000Z",
+        "semantic_type": "user_preference",
+        "access": [],
+        "watermark": "5f0c9d1e",
+    },
+    "payload": {"type": "plaintext", "format": "text", "content": "My favourite tea is oolong."},
+}
+"""An example of a line of an export, without most of its header."""
 
 
 class ChoiceBody(BaseModel):

@@ -209,7 +209,10 @@ class RetrainRequest(BaseModel):
 
 
 class TrainingBody(BaseModel):
-    """A training. phase: what it does now, `done` of `total` of it; problems: why its adapter was refused."""
+    """A training. phase: what it does now, `done` of `total` of it; problems: why its adapter was refused.
+
+    memories: that it learns; seconds: that it worked so far; proposed: whether the server began it by itself.
+    """
 
     model_config = examples(
         {
@@ -220,6 +223,9 @@ class TrainingBody(BaseModel):
             "phase": "train",
             "done": 120,
             "total": 640,
+            "memories": 12,
+            "seconds": 60.0,
+            "proposed": False,
             "figures": {},
             "problems": [],
             "created": "2025-04-10T12:00:00.000000Z",
@@ -234,6 +240,9 @@ class TrainingBody(BaseModel):
     phase: str
     done: int
     total: int
+    memories: int
+    seconds: float
+    proposed: bool
     adapter: str | None = Field(None, description="The version that was stored, as NAME@vN.")
     figures: dict[str, float]
     problems: list[str]
@@ -251,6 +260,9 @@ class TrainingBody(BaseModel):
             phase=status.phase,
             done=status.done,
             total=status.total,
+            memories=status.memories,
+            seconds=status.seconds,
+            proposed=status.proposed,
             adapter=status.adapter or None,
             figures=status.figures,
             problems=[*status.problems],

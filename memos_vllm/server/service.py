@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from memos_vllm.cube import MemCube, Plaintext, State, is_id
 from memos_vllm.errors import BadInput, MemosError, NotFound
 from memos_vllm.governance.acl import Purpose, may_read
@@ -20,21 +18,25 @@ from memos_vllm.governance.ring import KeyRing
 from memos_vllm.parameter.job import Jobs
 from memos_vllm.parameter.registry import AdapterRegistry
 from memos_vllm.reader import call_of
-from memos_vllm.retrieval.base import Hit, Operator
+from memos_vllm.retrieval.base import Hit
 from memos_vllm.scheduler.form import Shape, plain_form
 from memos_vllm.scheduler.lifecycle import drop_kv_of
 from memos_vllm.scheduler.order import Turns
 from memos_vllm.scheduler.plan import Call, MemoryPlan, MemScheduler
 from memos_vllm.scheduler.recall import recall
 from memos_vllm.server import metrics
+from memos_vllm.server.consolidator import Consolidator
+from memos_vllm.server.governed import GovernedOperator
 from memos_vllm.server.injection import ActivationState, Asked, Mode, Spans, SplicePrompt, Splicer, current_memory
 from memos_vllm.server.pieces import Piece, PieceCutter
 from memos_vllm.server.prompt import Message, PromptBuilder
+from memos_vllm.server.sight import Sight
 from memos_vllm.server.trail import AccessTrail
 from memos_vllm.server.turns import turn_keys
 from memos_vllm.server.uses import UseBook
 from memos_vllm.server.writing import MemoryWriter, TurnWriter
-from memos_vllm.vault import Event, ForgetReport, Restored, Vault
+from memos_vllm.vault import ForgetReport, Restored, Vault
+from memos_vllm.vault.editing import Allowed
 from memos_vllm.vault.pipeline import DeleteStep, Permit, Step, ids_in
 from memos_vllm.vault.states import HOT
 
@@ -46,19 +48,19 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class MemoryService:
+class MemoryService(Sight):
     """Vault, identity, search, prompts and (where splicing is on) the splicer. Its methods block: call them in threads.
 
     `secret` keys cache salts and splice plans; the engine and every API server of one start share it. `mode`: what a
     chat does with memory where its request does not say. `desk` and `door`: where adapters are served; `jobs`: where
-    they are made, for `model`, as vLLM was given it.
+    they are made, for `model`, as vLLM was given it; `consolidator`: what one should know.
     """
 
     vault: Vault
     directory: Directory
     limiter: RateLimiter
     ring: KeyRing
-    operator: Operator
+    operator: GovernedOperator
     scheduler: MemScheduler
     prompts: PromptBuilder
     secret: bytes
@@ -67,6 +69,7 @@ class MemoryService:
     adapters: AdapterRegistry
     jobs: Jobs
     model: str
+    consolidator: Consolidator
     splicer: Splicer | None = None
     scaffold: str | None = None
     mode: Mode = "read"
@@ -90,57 +93,13 @@ class MemoryService:
 
     def search(self, user: str, query: str, *, top_k: int, **options: Any) -> list[Hit]:
         """The memories that fit a query best, among all that the user may read. Raises MemosError."""
-        hits = self.operator.search(self.principals(user), query, top_k=top_k, **options)
-        for hit in hits:
+        principals = self.principals(user)
+        hits = self.operator.search(principals, query, top_k=top_k, **options)
+        licensed = self.uses.licensed([hit.cube for hit in hits])
+        shown = [hit for hit, lasts in zip(hits, licensed, strict=True) if lasts or hit.cube.owner in principals]
+        for hit in shown:
             self.trail.note(user, "search", target=hit.cube.id, owner=hit.cube.owner)
-        return hits
-
-    def listed(
-        self, user: str, owner: str, *, limit: int | None = None, after: str = "", as_of: str = ""
-    ) -> list[MemCube]:
-        """The cubes of an owner, the user or their group, that the user's key is cleared for, oldest first.
-
-        as_of: a time, to have them as they were then.
-        """
-        found: list[MemCube] = []
-        while limit is None or len(found) < limit:
-            if as_of:
-                page = self.vault.as_of(owner, as_of, limit=limit, after=after)
-            else:
-                page = self.vault.list(owner, limit=limit, after=after)
-            found += self.cleared(user, page)
-            if limit is None or len(page) < limit:
-                break
-            after = page[-1].id
-        return found[:limit]
-
-    def cleared(self, user: str, cubes: Sequence[MemCube]) -> list[MemCube]:
-        """Those of the cubes that the user's key is cleared for: older versions as they were and as they are now."""
-        context = self.caller(user).context("api")
-        if context.clearance is None:
-            return [*cubes]
-        return [cube for cube in cubes if context.covers(cube) and context.covers(self._now(cube))]
-
-    def _now(self, cube: MemCube) -> MemCube:
-        """The newest version; the given one where the cube is gone."""
-        try:
-            return self.vault.get(cube.id)
-        except NotFound:
-            return cube
-
-    def history(self, user: str, cube_id: str) -> list[Event]:
-        """What happened to a cube, without the texts that the user's key is not cleared for. Raises NotFound."""
-        events = self.vault.history(cube_id)
-        if self.caller(user).clearance is None:
-            return events
-        versions = self.cleared(user, self.vault.versions(cube_id))
-        shown = {cube.version: cube.payload.content for cube in versions if isinstance(cube.payload, Plaintext)}
-        return [
-            msgspec.structs.replace(event, old_text=shown.get(event.version - 1), new_text=shown.get(event.version))
-            if event.operation != "delete"
-            else event
-            for event in events
-        ]
+        return shown
 
     def add(self, cubes: Sequence[MemCube], *, actor: str) -> list[MemCube]:
         """Store new memories, all or none, and have them captured. Raises MemosError."""
@@ -148,18 +107,19 @@ class MemoryService:
         self.written(stored)
         return stored
 
-    def choose(
-        self, user: str, query: str, *, messages: Sequence[Message] = (), policy: str | None = None
-    ) -> list[MemCube]:
+    def choose(self, user: str, query: str, *, messages: Sequence[Message] = (), **options: Any) -> list[MemCube]:
         """The memories for a prompt, in prompt order. messages: the conversation's; `query` is its last question.
 
-        Raises MemosError.
+        options: see `MemScheduler.plan`; what is `known` is left out and counts as used. Raises MemosError.
         """
         with metrics.search_seconds().time():
             before = self._before(user, messages)
-            call = call_of(query, user, datetime.now(UTC))
-            plan = self.scheduler.plan(call, self._count, policy=policy, before=before)
+            call = call_of(query, user, datetime.now(UTC), self.principals(user)[1:])
+            plan = self.scheduler.plan(call, self._count, before=before, **options)
         metrics.planned().labels(plan.policy).inc()
+        self.consolidator.knowledge.left_out(plan.learned)
+        for cube in plan.cubes:
+            self.trail.note(user, "prompt", target=cube.id, owner=cube.owner)
         stayed = {cube.id for cube in plan.cubes} & {cube.id for cube in before}
         metrics.turn_memories().labels("kept").inc(len(stayed))
         metrics.turn_memories().labels("left").inc(len(before) - len(stayed))
@@ -168,7 +128,8 @@ class MemoryService:
     def plan(self, call: Call, *, messages: Sequence[Message] = (), policy: str | None = None) -> MemoryPlan:
         """What `choose` would choose, in which form, and why; asking changes nothing. Raises MemosError."""
         before = self._before(call.caller, messages)
-        return self.scheduler.plan(call, self._count, policy=policy, before=before, forms=self.forms)
+        known = self.consolidator.knowledge.of_default(self.caller(call.caller))
+        return self.scheduler.plan(call, self._count, policy=policy, before=before, forms=self.forms, known=known)
 
     def note_turn(self, user: str, messages: Sequence[Message], cube_ids: Sequence[str]) -> None:
         """A conversation's prompt was given these memories, in this order: its next turn goes on with them."""
@@ -189,12 +150,12 @@ class MemoryService:
         context = self.caller(user).context("api")
         return recall(self.vault, user, query, admits=lambda cube: may_read(cube, user, context))
 
-    def transition(self, cube_id: str, state: State, *, actor: str) -> MemCube:
+    def transition(self, cube_id: str, state: State, *, actor: str, allowed: Allowed | None = None) -> MemCube:
         """Give a cube another state: K/V of one that enters no prompts any more go, one that does again is captured.
 
         Raises NotFound; Conflict where that state cannot follow.
         """
-        cube = self.vault.transition(cube_id, state, actor=actor)
+        cube = self.vault.transition(cube_id, state, actor=actor, allowed=allowed)
         if state in HOT:
             self.uses.note([cube.id])  # it would fade again at the next sweep
             self.written([cube])
@@ -210,7 +171,7 @@ class MemoryService:
                 found.append(self.readable(user, cube_id, "prompt"))
             except NotFound:
                 continue
-        return [cube for cube in found if cube.owner == user]
+        return [cube for cube in found if cube.owner in self.principals(user)]
 
     def _count(self, cube: MemCube) -> int:
         return len(self.tokens(cube))
@@ -229,6 +190,8 @@ class MemoryService:
         caller = self.caller(user)
         if not may_read(cube, caller.principals, caller.context(purpose)):
             raise missing
+        if (cube.owner not in caller.principals or purpose == "prompt") and not all(self.uses.licensed([cube])):
+            raise missing
         self.trail.note(user, "prompt" if purpose == "prompt" else "read", target=cube.id, owner=cube.owner)
         return cube
 
@@ -241,9 +204,8 @@ class MemoryService:
 
     def _nameable(self, user: str, memory_id: str) -> MemCube:
         cube = self.readable(user, memory_id)
-        if cube.owner == user and cube.header.state == "archived" and not cube.expired():
-            return cube
-        return self.readable(user, memory_id, "prompt")
+        returns = cube.owner == user and cube.header.state == "archived" and not cube.expired()
+        return cube if returns else self.readable(user, memory_id, "prompt")
 
     def cut(self, asked: Asked, messages: Sequence[Message], rest: str) -> list[Piece]:
         """The tokens of a prompt's text after the memories, cut at what its caller sends often."""
@@ -299,17 +261,18 @@ class MemoryService:
         self.written([cube])
         return cube
 
-    def delete(self, cube_id: str, actor: str, *, snapshots: bool = False) -> None:
+    def delete(self, cube_id: str, actor: str, *, snapshots: bool = False, allowed: Allowed | None = None) -> None:
         """Delete a cube with all its K/V. snapshots: and its copies in snapshots. Raises MemosError."""
-        self._forget(self.vault.delete(cube_id, actor=actor, snapshots=snapshots), "deleted")
+        self._forget(self.vault.delete(cube_id, actor=actor, snapshots=snapshots, allowed=allowed), "deleted")
 
     def delete_owner(self, owner: str, *, snapshots: bool = False) -> int:
-        """Delete all cubes of an owner, with all K/V made for them; returns how many cubes. Raises MemosError.
+        """Delete all memories of an owner, with all K/V made for them; returns how many. Raises MemosError.
 
         snapshots: and their copies in snapshots.
         """
         self._drop_waiting(owner)
-        count, keys = self.vault.delete_owner(owner, actor=owner, snapshots=snapshots)
+        with self.operator.forgetting(owner):
+            count, keys = self.vault.delete_owner(owner, actor=owner, snapshots=snapshots, adapters=False)
         self._forget(keys, "deleted")
         self._drop_waiting(owner)
         return count
@@ -342,26 +305,23 @@ class MemoryService:
         return cubes
 
     def restore(self, owner: str, name: str, actor: str) -> Restored:
-        """Bring an owner's cubes back to a snapshot; K/V of other texts go. Raises MemosError.
-
-        Returns what the actor's key is cleared for.
+        """Bring an owner's cubes, as far as the actor's key is cleared for them, back to a snapshot; K/V of other texts
+        go. Raises MemosError.
         """
-        restored = self.vault.restore_snapshot(owner, name, actor=actor)
+        restored = self.vault.restore_snapshot(owner, name, actor=actor, covers=self.covers(actor))
         self._forget(restored.kv_keys, "superseded")
         self.written([*restored.changed, *restored.revived])
-        changed, revived, archived = (
-            self.cleared(actor, cubes) for cubes in (restored.changed, restored.revived, restored.archived)
-        )
-        return Restored(changed, revived, archived, restored.unchanged)
+        return restored
 
     def forget_user(self, user: str) -> tuple[ForgetReport, dict[str, int]]:
         """Delete everything about a user, and count what still tells of them: nothing. Raises MemosError."""
         self.jobs.forget(user)
         self._drop_waiting(user)
-        with self.trail.forgetting(user):
+        with self.trail.forgetting(user), self.operator.forgetting(user):
             report = self.vault.forget(user, actor=user)
         self._forget(report.kv_keys, "deleted")
         self._drop_waiting(user)
+        self.jobs.forget(user)
         return report, self.vault.traces_of(user)
 
     def _drop_waiting(self, user: str) -> None:
@@ -372,12 +332,14 @@ class MemoryService:
         self.cutter.forget(user)
         self._forget((), "deleted", user)
 
-    def pin(self, cube_id: str, pinned: bool, actor: str) -> MemCube:
+    def pin(self, cube_id: str, pinned: bool, actor: str, *, allowed: Allowed | None = None) -> MemCube:
         """Pin a cube: its K/V are made at once and are not evicted. Or let it go. Raises MemosError."""
         if not pinned:
             cube = self.vault.get(cube_id)
-            return self.vault.prioritise(cube_id, "mid", actor=actor) if cube.header.priority == "pinned" else cube
-        cube = self.vault.prioritise(cube_id, "pinned", actor=actor)
+            if cube.header.priority != "pinned":
+                return cube
+            return self.vault.prioritise(cube_id, "mid", actor=actor, allowed=allowed)
+        cube = self.vault.prioritise(cube_id, "pinned", actor=actor, allowed=allowed)
         self.written([cube])
         return cube
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from memos_vllm.cube import MemCube
+from memos_vllm.cube import Licence, MemCube
 from memos_vllm.errors import MemosError
 from memos_vllm.scheduler.clock import stamp_of
 
@@ -50,6 +50,30 @@ class UseBook:
             for cube_id in cube_ids:
                 if cube_id in self._pending or len(self._pending) < MAX_PENDING:
                     self._pending[cube_id] += 1
+
+    def note_prompt(self, cubes: Iterable[MemCube]) -> None:
+        """Cubes have entered a prompt, which `admitted` has counted already for some."""
+        self.note(cube.id for cube in cubes if not _is_metered(cube))
+
+    def admitted(self, cubes: Iterable[MemCube]) -> list[MemCube]:
+        """Those of the cubes that may enter one more prompt under their licence.
+
+        Where a licence counts, the prompt is counted here and on disk when this returns, in whichever server.
+        Raises MemosError.
+        """
+        return [cube for cube in cubes if cube.header.licence is None or self._admits(cube, cube.header.licence)]
+
+    def _admits(self, cube: MemCube, licence: Licence) -> bool:
+        if licence.ended(0):
+            return False
+        return licence.max_accesses is None or self.vault.take_use(cube.id, licence.max_accesses, time.time())
+
+    def licensed(self, cubes: Sequence[MemCube]) -> list[bool]:
+        """Whether each cube's licence, if it has one, goes on. Raises VaultUnavailable."""
+        terms = {cube.id: cube.header.licence for cube in cubes if cube.header.licence is not None}
+        counts = self.counts(terms) if terms else {}
+        ended = {cube_id for cube_id, licence in terms.items() if licence.ended(counts[cube_id])}
+        return [cube.id not in ended for cube in cubes]
 
     def of(self, cube_ids: Iterable[str]) -> dict[str, Uses]:
         """Uses by id, those that still wait included. Raises VaultUnavailable."""
@@ -97,6 +121,11 @@ class UseBook:
                 logger.warning("uses of memories are not taken in for now: %s", error)
             except Exception:  # the loop must outlive any one round
                 logger.exception("uses of memories are not taken in for now")
+
+
+def _is_metered(cube: MemCube) -> bool:
+    licence = cube.header.licence
+    return licence is not None and licence.max_accesses is not None
 
 
 def _with_uses(cube: MemCube, uses: Uses) -> MemCube:

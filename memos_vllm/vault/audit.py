@@ -21,13 +21,16 @@ import msgspec
 from memos_vllm.cube import Scalar, is_id, now
 from memos_vllm.errors import BadInput, VaultUnavailable
 from memos_vllm.vault import forgotten, pseudonyms
-from memos_vllm.vault.base import SLICE, Opened
+from memos_vllm.vault.base import SLICE, Covers, Opened
 from memos_vllm.vault.env import Txn
+from memos_vllm.vault.tables import find
 
 HEAD = b"audit"
 NOTHING = bytes(32)
 MAX_DETAIL_CHARS = 128
 HASH_BYTES = 32
+_NOBODY = bytes(pseudonyms.BYTES)
+"""No name's hash."""
 MAX_DIGITS = 18
 """Of an entry's number: more may not fit its eight bytes."""
 
@@ -150,7 +153,7 @@ def head_of(txn: Txn) -> Head:
         raise VaultUnavailable("The head of the audit log is damaged; restore a backup.") from error
 
 
-def query(txn: Txn, wanted: LogQuery) -> tuple[list[LogEntry], LogQuery | None]:
+def query(txn: Txn, wanted: LogQuery, covers: Covers | None = None) -> tuple[list[LogEntry], LogQuery | None]:
     """Entries asked for, and what is left to ask for after SLICE rows. Raises BadInput, VaultUnavailable for damage."""
     if wanted.limit < 1:
         raise BadInput("A log query asks for 1 entry or more.")
@@ -161,8 +164,9 @@ def query(txn: Txn, wanted: LogQuery) -> tuple[list[LogEntry], LogQuery | None]:
     last, looked_at = 0, 0
     for row, digest in islice(_candidates(txn, wanted), SLICE):
         last, looked_at = row.seq, looked_at + 1
-        if matches(row):
-            found.append(_entry(txn, row, digest))
+        if matches(row) and (covers is None or _is_covered(txn, row, covers)):
+            entry = _entry(txn, row, digest)
+            found.append(entry if covers is None or row.cube_id else msgspec.structs.replace(entry, detail={}))
             if len(found) == wanted.limit:
                 return found, None
     if looked_at < SLICE:
@@ -174,12 +178,15 @@ def query(txn: Txn, wanted: LogQuery) -> tuple[list[LogEntry], LogQuery | None]:
 class AuditLog(Opened):
     """The part of a vault that reads its audit log and adds to it."""
 
-    def log(self, wanted: LogQuery | None = None) -> list[LogEntry]:
-        """Entries of the audit log, oldest first where the query does not say otherwise. Raises BadInput."""
+    def log(self, wanted: LogQuery | None = None, *, covers: Covers | None = None) -> list[LogEntry]:
+        """Entries of the audit log, oldest first where the query does not say otherwise. Raises BadInput.
+
+        covers: the cubes that it may tell of; neither those that are gone nor how many there are of any are then told.
+        """
         rest: LogQuery | None = wanted or LogQuery()
         found: list[LogEntry] = []
         while rest is not None:
-            entries, rest = self._env.read(partial(query, wanted=rest))
+            entries, rest = self._env.read(partial(query, wanted=rest, covers=covers))
             found += entries
         return found
 
@@ -257,11 +264,16 @@ def _entry(txn: Txn, row: Row, digest: bytes) -> LogEntry:
 
 
 def _matcher(txn: Txn, wanted: LogQuery) -> Callable[[Row], bool] | None:
-    """Whether a row is asked for; None where a name is asked for that the log does not know."""
+    """Whether a row is asked for; None where a name is asked for that the log does not know.
+
+    Who may ask about one owner only does not learn by the time it takes whom else the log knows: their rows are looked
+    at for an actor whom it does not know, too.
+    """
     actor = pseudonyms.known(txn, wanted.actor) if wanted.actor else b""
     owner = pseudonyms.known(txn, wanted.owner) if wanted.owner else b""
-    if actor is None or owner is None:
+    if owner is None or (actor is None and not owner):
         return None
+    actor = _NOBODY if actor is None else actor
 
     def matches(row: Row) -> bool:
         return (
@@ -274,6 +286,12 @@ def _matcher(txn: Txn, wanted: LogQuery) -> Callable[[Row], bool] | None:
         )
 
     return matches
+
+
+def _is_covered(txn: Txn, row: Row, covers: Covers) -> bool:
+    """Whether a row is about a cube that is there and covered, or about none."""
+    cube = find(txn, row.cube_id) if row.cube_id else None
+    return not row.cube_id or (cube is not None and covers(cube))
 
 
 def _candidates(txn: Txn, wanted: LogQuery) -> Iterator[tuple[Row, bytes]]:

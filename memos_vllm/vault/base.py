@@ -1,12 +1,15 @@
 """What every part of the Vault class stands on: the folder, its environment, and whether it may write."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from memos_vllm.cube import MemCube
 from memos_vllm.errors import VaultUnavailable
-from memos_vllm.vault import books
+from memos_vllm.vault import books, keys
 from memos_vllm.vault.env import Environment, Txn
 from memos_vllm.vault.records import Usage
 
@@ -14,6 +17,12 @@ Result = TypeVar("Result")
 
 SLICE = 1000
 """Rows that one transaction of a long read sees: a write that has to be undone, and a map that grows, wait for it."""
+
+Covers = Callable[[MemCube], bool]
+"""Whether somebody may know of a cube; what was another version counts as it was then and as the cube is now."""
+
+STEP = 50
+"""Cubes that one transaction of a long removal takes, for which other writes wait."""
 
 QuotaGuard = Callable[[str, Usage, Usage], None]
 """Owner, usage before a transaction, usage after it. What it raises undoes the transaction."""
@@ -59,6 +68,22 @@ class Opened:
             if len(page) < rows:
                 return
             after = page[-1][0]
+
+    def _ids_of(self, owner: str) -> list[str]:
+        """The cubes of an owner, oldest first."""
+        return list(self._sliced("owners", lambda _, key, __: key[keys.ID_BYTES :].hex(), under=keys.digest(owner)))
+
+    def _stepwise(self, ids: Sequence[str], work: Callable[[Sequence[str], bool, Txn], Result]) -> Iterator[Result]:
+        """What `work` answers for STEP ids at a time, each in a transaction of its own.
+
+        It is told whether the transaction is the first one; there is one where there are no ids, too. Between two of
+        them others have as long to write.
+        """
+        for start in range(0, max(len(ids), 1), STEP):
+            began = time.monotonic()
+            yield self._change(partial(work, ids[start : start + STEP], start == 0), frees=True, adds=False)
+            if start + STEP < len(ids):
+                time.sleep(time.monotonic() - began)
 
     def _change(
         self, work: Callable[[Txn], Result], *, frees: bool = False, alone: bool = False, adds: bool = True

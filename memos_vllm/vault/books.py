@@ -4,13 +4,13 @@ All of it follows from the cubes, versions, events and snapshots, and `rebuild` 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from memos_vllm.cube import MemCube
 from memos_vllm.vault import adapter_files, keys, pseudonyms
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.records import Damaged, Event, Record, Usage, decode, encode
-from memos_vllm.vault.tables import decoded, load, store
+from memos_vllm.vault.tables import cubes_under, decoded, load, store
 
 CUBE_DATABASES = ("cubes", "versions", "snapshot_cubes")
 _ID = slice(-keys.ID_BYTES, None)
@@ -50,6 +50,20 @@ def _size(database: str, key: bytes, stored: bytes) -> int:
 
 def usage(txn: Txn, owner: str) -> Usage:
     return load(txn, "statistics", keys.digest(owner), Usage) or Usage()
+
+
+def covered_usage(txn: Txn, owner: str, covers: Callable[[MemCube], bool]) -> Usage:
+    """What those of an owner's cubes take up that are covered: older versions and copies as they were and are."""
+    digest, files, size = keys.digest(owner), adapter_files.Count(), 0
+    present = {cube.id: (cube, covers(cube)) for cube in cubes_under(txn, "owners", owner)}
+    places = [("cubes", keys.cube_key(cube_id)) for cube_id in present]
+    places += [("versions", keys.cube_key(cube_id)) for cube_id in present]
+    for database, prefix in (*places, ("snapshot_cubes", digest)):
+        for key, stored in txn.scan(database, prefix):
+            cube = decoded(stored, MemCube, database, key)
+            if covers(cube) and present.get(cube.id, (cube, True))[1]:
+                size += len(stored) * _weight(database, cube) + files.enter(cube)
+    return Usage(sum(covered for _, covered in present.values()), size)
 
 
 def named_in(cube: MemCube) -> set[str]:

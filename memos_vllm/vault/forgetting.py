@@ -1,12 +1,15 @@
 """Forgetting a principal: everything of theirs goes, their name goes from what stays, and what is left is counted."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
 from memos_vllm.cube import MemCube
 from memos_vllm.vault import audit, books, changes, forgotten, index, keys, manifest, pseudonyms, registry, snapshots
+from memos_vllm.vault.base import STEP
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.records import AdapterRecord, Event, KVRecord, Record, Snapshot
@@ -42,7 +45,11 @@ class Forgetting(KVManifest):
     """The part of a vault that forgets a principal and shows that it did."""
 
     def forget(self, principal: str, *, actor: str) -> ForgetReport:
-        """Remove all that belongs to a principal, and their name from all that stays, in one transaction.
+        """Remove all that belongs to a principal, and their name from all that stays.
+
+        In one transaction, after others that take their cubes, STEP at a time so that others write between them: what
+        ends on the way has removed some cubes wholly, and doing it again goes on. What they had under way is refused
+        from the first one on.
 
         Cubes, versions, snapshots, adapters, K/V, index rows, uses, grants in both directions, registry entries. Events
         and audit entries stay, without the name. KV files and adapters' are unlinked when this returns. Where the actor
@@ -50,7 +57,12 @@ class Forgetting(KVManifest):
         refused when they want to store it; for that, a digest of the name stays for an hour. No row can be read any
         more; bytes of removed rows may lie in free pages of the data file until it is written anew (`backup.compact`).
         """
-        report = self._change(lambda txn: _forget(txn, principal, actor), frees=True, adds=False)
+        rows = self._env.read(lambda txn: index.rows_of(txn, principal))
+        gone, ids = _Gone(), self._ids_of(principal)
+        if len(ids) > STEP:
+            for part in self._stepwise(ids, partial(_remove, principal, actor)):
+                gone = gone.more(part)
+        report = self._change(lambda txn: _forget(txn, principal, actor, gone, rows), frees=True, adds=False)
         self._bury()
         return report
 
@@ -72,24 +84,46 @@ class Forgetting(KVManifest):
             self._writable().write(forgotten.sweep)
 
 
-def _forget(txn: Txn, principal: str, actor: str) -> ForgetReport:
-    forgotten.note(txn, principal, whole=True)
-    index_rows = index.rows_of(txn, principal)
-    cubes = list(cubes_under(txn, "owners", principal))
+class _Gone(NamedTuple):
+    """What went of a principal's cubes."""
+
+    cubes: int = 0
+    versions: int = 0
+    kv_keys: tuple[str, ...] = ()
+
+    def more(self, other: "_Gone") -> "_Gone":
+        return _Gone(self.cubes + other.cubes, self.versions + other.versions, self.kv_keys + other.kv_keys)
+
+
+def _remove(principal: str, actor: str, ids: Sequence[str], first: bool, txn: Txn) -> _Gone:
+    """Remove some of a principal's cubes."""
+    if first:
+        forgotten.note(txn, principal, whole=True)
+    found = (find(txn, cube_id) for cube_id in ids)
+    return _remove_all(txn, [cube for cube in found if cube and cube.owner == principal], actor)
+
+
+def _remove_all(txn: Txn, cubes: Sequence[MemCube], actor: str) -> _Gone:
     versions = sum(len(versions_of(txn, cube)) - 1 for cube in cubes)
-    kv_keys = manifest.doom_all(txn, manifest.pieces_of(txn, principal))
-    for cube in cubes:
-        kv_keys += [record.key for record in changes.remove(txn, cube, actor, logged=False)]
+    records = [record for cube in cubes for record in changes.remove(txn, cube, actor, logged=False)]
+    return _Gone(len(cubes), versions, tuple(record.key for record in records))
+
+
+def _forget(txn: Txn, principal: str, actor: str, before: _Gone, index_rows: int) -> ForgetReport:
+    forgotten.note(txn, principal, whole=True)
+    pieces = tuple(manifest.doom_all(txn, manifest.pieces_of(txn, principal)))
+    gone = before.more(_remove_all(txn, list(cubes_under(txn, "owners", principal)), actor))
     dropped = snapshots.drop_all(txn, principal)
     grants = _leave(txn, principal, actor)
     mentions = _unname(txn, principal)
     index.drop(txn, principal)
     txn.delete("revisions", keys.digest(principal))
     txn.delete("statistics", keys.digest(principal))
-    detail = {"cubes": len(cubes), "versions": versions, "snapshots": dropped, "grants": grants}
+    detail = {"cubes": gone.cubes, "versions": gone.versions, "snapshots": dropped, "grants": grants}
     audit.append(txn, actor=actor, action="forget", owner=principal, detail=detail)
     removed, names = registry.forget(txn, principal), pseudonyms.forget(txn, principal)
-    return ForgetReport(len(cubes), versions, tuple(kv_keys), index_rows, dropped, grants, mentions, removed, names)
+    kv_keys = pieces + gone.kv_keys
+    return ForgetReport(gone.cubes, gone.versions, kv_keys, index_rows, dropped, grants, mentions, removed, names)
 
 
 def _leave(txn: Txn, principal: str, actor: str) -> int:

@@ -112,6 +112,18 @@ class KVManifest(Opened):
 
         self._writable().write(work)
 
+    def take_use(self, cube_id: str, most: int, at: float) -> bool:
+        """Count a use of a cube at a time (Unix seconds), if there were fewer than `most`; whether it was counted."""
+
+        def work(txn: Txn) -> bool:
+            held = tables.uses_of(txn, checked_id(cube_id))
+            if held.count >= most or tables.find(txn, cube_id) is None:
+                return False
+            tables.put_uses(txn, cube_id, held.more(1, at))
+            return True
+
+        return self._writable().write_together(work)
+
     def uses_of(self, cube_ids: Iterable[str]) -> dict[str, Uses]:
         """The stored uses of cubes, by id."""
         ids = [*cube_ids]

@@ -17,6 +17,7 @@ Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.intp]]
 Flags: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 Clearance: TypeAlias = Collection[str] | None
+Owners: TypeAlias = Collection[str] | None
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
 
 _ENTRIES = np.dtype(
@@ -38,10 +39,10 @@ class Postings(NamedTuple):
 
 
 class Part:
-    """One partition, or the cubes of it that a clearance covers and an owner has, at the positions from `start` on."""
+    """One partition, or what of it a clearance covers and some owners have, at the positions from `start` on."""
 
     def __init__(
-        self, txn: Txn, partition: Partition, start: int, clearance: Clearance = None, owner: str | None = None
+        self, txn: Txn, partition: Partition, start: int, clearance: Clearance = None, owners: Owners = None
     ) -> None:
         self.number = partition.number
         self.start = start
@@ -50,17 +51,18 @@ class Part:
         self._number_rows()
         if clearance is not None:
             self._keep(self._covered(txn, clearance))
-        if owner is not None:
-            self._keep(self._owned(txn, owner))
+        if owners is not None:
+            self._keep(self._owned(txn, owners))
 
     def _keep(self, rows: Flags) -> None:
         if not rows.all():
             self.rows = self.rows[rows]
             self._number_rows()
 
-    def _owned(self, txn: Txn, owner: str) -> Flags:
+    def _owned(self, txn: Txn, owners: Iterable[str]) -> Flags:
         owned = np.zeros(len(self.rows), dtype=np.bool_)
-        owned[self.postings(txn, facet_of("owner", owner)).positions - self.start] = True
+        for owner in owners:
+            owned[self.postings(txn, facet_of("owner", owner)).positions - self.start] = True
         return owned
 
     def _number_rows(self) -> None:
@@ -105,17 +107,15 @@ class Scope:
     """The cubes that some principals may read; a cube that several may is in it several times.
 
     clearance: without those that have another sensitivity tag, as if they were not there; None for all.
-    owner: only those of one owner, as if there were no others: what people share with each other slows down no prompt.
+    owners: only theirs, as if there were no others: what people share with each other slows down no prompt.
     """
 
-    def __init__(
-        self, txn: Txn, principals: Iterable[str], clearance: Clearance = None, owner: str | None = None
-    ) -> None:
+    def __init__(self, txn: Txn, principals: Iterable[str], clearance: Clearance = None, owners: Owners = None) -> None:
         self._txn = txn
         self.parts: list[Part] = []
         start = 0
         for partition in filter(None, (partition_of(txn, name) for name in dict.fromkeys(principals))):
-            part = Part(txn, partition, start, clearance, owner)
+            part = Part(txn, partition, start, clearance, owners)
             self.parts.append(part)
             start += len(part.rows)
         self.rows: Rows = _joined([part.rows for part in self.parts])

@@ -1,12 +1,13 @@
-"""What searches and the embedding worker ask of a vault."""
+"""What searches, lists from the newest on, and the embedding worker ask of a vault."""
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from memos_vllm.cube import MemCube
-from memos_vllm.vault import index, vectors
+from memos_vllm.vault import index, keys, tables, vectors
 from memos_vllm.vault.base import Opened
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.vectors import Vector
@@ -26,6 +27,20 @@ class Searchable(Opened):
     def reindex(self) -> int:
         """Make the search index anew from the cubes, in one transaction; returns how many are in it."""
         return self._writable().write(index.rebuild)
+
+    def latest(self, owner: str, *, skip: int = 0, limit: int, before: str = "") -> Cubes:
+        """Newest versions of an owner's cubes, newest cube first; what is skipped is not read.
+
+        before: the last id of the page before.
+        """
+        prefix = keys.digest(owner)
+        end = keys.of_principal(owner, before) if before else prefix + b"\xff" * (keys.ID_BYTES + 1)
+
+        def work(txn: Txn) -> Cubes:
+            rows = islice(txn.scan_back("owners", prefix, end), skip, skip + limit)
+            return [tables.cube_named(txn, key, value) for key, value in rows]
+
+        return self._env.read(work)
 
     def adopt_embedder(self, name: str) -> None:
         """Vectors are this embedder's from now on; those of another one are removed and made anew."""

@@ -12,11 +12,11 @@ import msgspec
 from memos_vllm.cube import MAX_PRINCIPAL_CHARS, MemCube, Namespace, State, checked_id, completed, now, timestamp
 from memos_vllm.errors import BadInput, Conflict, NotFound
 from memos_vllm.vault import adapters, audit, books, changes, keys, manifest, states, versions
-from memos_vllm.vault.base import SLICE
+from memos_vllm.vault.base import SLICE, Covers
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.records import Snapshot
-from memos_vllm.vault.tables import cube_named, cubes_under, decoded, events_of, held, load, newest, store
+from memos_vllm.vault.tables import cube_named, cubes_under, decoded, events_of, find, held, load, newest, store
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -35,9 +35,12 @@ class Restored(msgspec.Struct, frozen=True):
 class TimeMachine(KVManifest):
     """The part of a vault that knows how things were."""
 
-    def snapshot(self, owner: str, name: str, *, actor: str, namespace: Namespace | None = None) -> Snapshot:
+    def snapshot(
+        self, owner: str, name: str, *, actor: str, namespace: Namespace | None = None, covers: Covers | None = None
+    ) -> Snapshot:
         """Keep an owner's cubes as they are now, all or those of a namespace, under a name.
 
+        covers: the cubes that the returned row counts.
         Raises BadInput, and Conflict where there is a snapshot of that name.
         """
         _check_name(name)
@@ -50,17 +53,18 @@ class TimeMachine(KVManifest):
             kept = Snapshot(owner, name, namespace, now(), *_size(txn, key))
             store(txn, "snapshots", key, kept)
             audit.append(txn, actor=actor, action="snapshot", target=name, owner=owner, detail={"cubes": kept.cubes})
-            return kept
+            return _counting(txn, kept, covers)
 
         key = _key(owner, name)
         return self._change(work, alone=True)
 
-    def snapshots(self, owner: str) -> list[Snapshot]:
-        """An owner's snapshots, oldest first."""
+    def snapshots(self, owner: str, *, covers: Covers | None = None) -> list[Snapshot]:
+        """An owner's snapshots, oldest first. covers: the cubes whose copies count."""
 
         def work(txn: Txn) -> list[Snapshot]:
             rows = txn.scan("snapshots", keys.digest(owner))
-            found = (decoded(stored, Snapshot, "snapshots", key) for key, stored in rows)
+            kept = (decoded(stored, Snapshot, "snapshots", key) for key, stored in rows)
+            found = (_counting(txn, snapshot, covers) for snapshot in kept)
             return sorted(found, key=lambda snapshot: (snapshot.created, snapshot.name))
 
         return self._env.read(work)
@@ -75,8 +79,10 @@ class TimeMachine(KVManifest):
         self._change(work, frees=True)
         self._bury()
 
-    def restore_snapshot(self, owner: str, name: str, *, actor: str) -> Restored:
+    def restore_snapshot(self, owner: str, name: str, *, actor: str, covers: Covers | None = None) -> Restored:
         """Bring back the content and state that the cubes of a snapshot had, as new versions.
+
+        covers: the cubes that are touched; others stay as they are, or gone.
 
         Cubes deleted since are there again under their id, private; those made since are archived. Access
         and the other rules of a cube stay as they are now: a right that was taken away does not come back.
@@ -86,7 +92,7 @@ class TimeMachine(KVManifest):
 
         def work(txn: Txn) -> Restored:
             snapshot = named(txn, owner, name)
-            restored = _Restore(txn, actor).run(snapshot, list(cubes_in(txn, snapshot)))
+            restored = _Restore(txn, actor, covers).run(snapshot, list(cubes_in(txn, snapshot)))
             counts = {"changed": len(restored.changed), "revived": len(restored.revived)}
             audit.append(txn, actor=actor, action="snapshot.restore", target=name, owner=owner, detail=counts)
             return restored
@@ -214,14 +220,17 @@ def problems(txn: Txn) -> Iterator[str]:
 class _Restore:
     """One restore inside its transaction."""
 
-    def __init__(self, txn: Txn, actor: str) -> None:
+    def __init__(self, txn: Txn, actor: str, covers: Covers | None) -> None:
         self._txn = txn
         self._actor = actor
+        self._covers = covers
         self._done = Restored([], [], [], 0)
 
     def run(self, snapshot: Snapshot, copies: list[MemCube]) -> Restored:
         unchanged = 0
         for then in copies:
+            if not is_covered(self._txn, then, self._covers):
+                continue
             if self._txn.get("cubes", keys.cube_key(then.id)) is None:
                 self._done.revived.append(self._revive(then))
             elif (cube := self._return(newest(self._txn, then.id), then)) is not None:
@@ -231,7 +240,7 @@ class _Restore:
         known = {cube.id for cube in copies}
         owned = _within(cubes_under(self._txn, "owners", snapshot.owner), snapshot.namespace)
         for cube in [cube for cube in owned if cube.id not in known]:
-            if "archived" in states.ALLOWED[cube.header.state]:
+            if "archived" in states.ALLOWED[cube.header.state] and is_covered(self._txn, cube, self._covers):
                 self._done.archived.append(self._in_state(cube, "archived"))
         return msgspec.structs.replace(self._done, unchanged=unchanged)
 
@@ -284,6 +293,24 @@ def _size(txn: Txn, key: bytes) -> tuple[int, int]:
     """Number and bytes of a snapshot's copies."""
     sizes = [len(stored) for _, stored in txn.scan("snapshot_cubes", key)]
     return len(sizes), sum(sizes)
+
+
+def is_covered(txn: Txn, then: MemCube, covers: Covers | None) -> bool:
+    """Whether a cube is, both as it was and as it is now where it is still there."""
+    if covers is None:
+        return True
+    cube = find(txn, then.id)
+    return covers(then) and (cube is None or covers(cube))
+
+
+def _counting(txn: Txn, snapshot: Snapshot, covers: Covers | None) -> Snapshot:
+    """A snapshot with the numbers of the copies that are covered."""
+    if covers is None:
+        return snapshot
+    rows = txn.scan("snapshot_cubes", _key(snapshot.owner, snapshot.name))
+    copies = ((decoded(stored, MemCube, "snapshot_cubes", key), len(stored)) for key, stored in rows)
+    sizes = [size for copy, size in copies if is_covered(txn, copy, covers)]
+    return msgspec.structs.replace(snapshot, cubes=len(sizes), bytes=sum(sizes))
 
 
 def _key(owner: str, name: str) -> bytes:

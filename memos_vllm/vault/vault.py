@@ -1,61 +1,54 @@
 """Vault: the durable, versioned store of cubes and of the KV manifest."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Self
 
-from memos_vllm.cube import Grant, MemCube, Namespace, Priority, Scalar, State, checked_id
-from memos_vllm.errors import Conflict, NotFound
+from memos_vllm.cube import MemCube, Namespace, State, checked_id
+from memos_vllm.errors import NotFound
 from memos_vllm.vault import (
     books,
     changes,
     folder,
-    forgotten,
     keys,
     manifest,
     migrations,
     provenance,
-    snapshots,
-    states,
     tables,
     versions,
 )
 from memos_vllm.vault.backup import Keeper
-from memos_vllm.vault.base import SLICE
+from memos_vllm.vault.base import SLICE, Covers
 from memos_vllm.vault.chain import VerifiedLog
 from memos_vllm.vault.check import Tell, file_problems, problems_in, row_problems
+from memos_vllm.vault.editing import Editing
 from memos_vllm.vault.env import Environment, Txn, acquire, release
 from memos_vllm.vault.forgetting import Forgetting
 from memos_vllm.vault.lora import Adapters
 from memos_vllm.vault.pipeline import Pipelines
 from memos_vllm.vault.provenance import Ancestor
-from memos_vllm.vault.records import Event, KVRecord, Usage, Uses
+from memos_vllm.vault.records import Event, Usage
 from memos_vllm.vault.registry import Registry
 from memos_vllm.vault.search import Searchable
 from memos_vllm.vault.snapshots import TimeMachine
-from memos_vllm.vault.versions import UpdateOperation
 
 START_MAP_BYTES = 64 << 20
 _COUNTED = ("cubes", "versions", "events", "snapshots", "unembedded", "kv", "adapters")
-_RULES = frozenset({"priority", "namespace", "expires", "half_life_days", "sensitivity"})
-"""Header fields that say how a cube is to be treated: no quota keeps anybody from changing them."""
 
 # `Vault.list` hides the builtin from annotations in the class body.
 Ancestors = list[Ancestor]
 Cubes = list[MemCube]
 Events = list[Event]
-KVKeys = list[str]
-KVRecords = list[KVRecord]
 Problems = list[str]
 
 
-class Vault(TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry, Searchable, Keeper):
+class Vault(Editing, TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry, Searchable, Keeper):
     """Cubes of all owners in one folder. Safe for several threads and processes; not across a fork.
 
-    Every method that changes something is one transaction and on disk when it returns. All methods may raise
-    VaultUnavailable; those that write, VaultFull, and then nothing was stored. `actor` is who does it, for the history
-    and the audit log; whether they may is the caller's question.
+    Every method that changes something is on disk when it returns, and one transaction but for `delete_owner` and
+    `forget`. All methods may raise VaultUnavailable; those that write, VaultFull, and then nothing was stored.
+    `actor` is who does it, for the history and the audit log; whether they may is the caller's question.
     """
 
     def __init__(self, path: Path, env: Environment, *, readonly: bool) -> None:
@@ -113,167 +106,6 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry,
         """Every version that is kept, oldest first. Raises NotFound."""
         return self._env.read(lambda txn: tables.versions_of(txn, tables.newest(txn, cube_id)))
 
-    def update(
-        self,
-        cube_id: str,
-        text: str,
-        *,
-        actor: str,
-        operation: UpdateOperation = "overwrite",
-        metadata: Mapping[str, Scalar] | None = None,
-        happened: str | None = None,
-        tags: Iterable[str] | None = None,
-        expires: str | None = None,
-        expect: int | None = None,
-    ) -> MemCube:
-        """Store and return the next version of a cube; K/V of another text go with it.
-
-        operation: `overwrite` the text; `append` a line; `merge` the lines that it lacks; `purify`: overwrite it,
-        remove the versions before, and let copies in snapshots have the new text.
-        metadata: these keys replace those of the same name; happened, tags, expires: None leaves them as they are.
-        expires: "" takes it away. expect: the version that the caller saw.
-        Raises NotFound, BadInput, TooLarge, Conflict.
-        """
-        fields = versions.given_fields(happened=happened, tags=None if tags is None else tuple(tags), expires=expires)
-
-        def work(txn: Txn) -> MemCube:
-            old = tables.newest(txn, cube_id)
-            versions.check_seen(old, expect)
-            new = versions.following(old, text, actor, operation, metadata=metadata, **fields)
-            changes.supersede(txn, old, new, actor)
-            if operation == "purify":
-                snapshots.purify(txn, new)
-            return new
-
-        updated = self._change(work)
-        self._bury()
-        return updated
-
-    def edit(
-        self,
-        cube_id: str,
-        *,
-        actor: str,
-        access: Iterable[Grant | str] | None = None,
-        tags: Iterable[str] | None = None,
-        priority: Priority | None = None,
-        namespace: Namespace | None = None,
-        expires: str | None = None,
-        half_life_days: float | None = None,
-        sensitivity: Iterable[str] | None = None,
-        watermark: str | None = None,
-        metadata: Mapping[str, Scalar] | None = None,
-        expect: int | None = None,
-    ) -> MemCube:
-        """Change a cube's header without a new version, and return the cube. None leaves a field as it is.
-
-        access: all grants from now on; names may read. expires "" and half_life_days 0 take these away.
-        metadata: these keys replace those of the same name. expect: the version that the caller saw.
-        Raises NotFound, BadInput, TooLarge, Conflict.
-        """
-        fields = versions.given_fields(
-            access=None if access is None else tuple(Grant(item) if isinstance(item, str) else item for item in access),
-            tags=None if tags is None else tuple(tags),
-            priority=priority,
-            namespace=namespace,
-            expires=expires,
-            sensitivity=None if sensitivity is None else tuple(sensitivity),
-            watermark=watermark,
-        )
-        if half_life_days is not None:
-            fields["half_life_days"] = half_life_days or None
-
-        def work(txn: Txn) -> MemCube:
-            old = tables.newest(txn, cube_id)
-            versions.check_seen(old, expect)
-            new = versions.edited(old, metadata or {}, fields)
-            changes.rewrite(txn, old, new, actor, "edit")
-            return new
-
-        return self._change(work, adds=bool(metadata) or not fields.keys() <= _RULES)
-
-    def prioritise(self, cube_id: str, priority: Priority, *, actor: str = "") -> MemCube:
-        """Give a cube another priority; its K/V are pinned with it. actor: "" for its owner. Raises NotFound."""
-
-        def work(txn: Txn) -> MemCube:
-            old = tables.newest(txn, cube_id)
-            new = versions.edited(old, {}, {"priority": priority})
-            changes.rewrite(txn, old, new, actor or old.owner, "edit")
-            return new
-
-        return self._change(work, adds=False)
-
-    def rollback(self, cube_id: str, version: int, *, actor: str) -> MemCube:
-        """Make the content of an earlier version the newest one, as a new version.
-
-        Raises NotFound, and Conflict where it is the newest already or the content cannot change.
-        """
-
-        def work(txn: Txn) -> MemCube:
-            old, then = tables.newest(txn, cube_id), tables.version_of(txn, cube_id, version)
-            if then.version == old.version:
-                raise Conflict(f"Memory {cube_id} is at version {version} already.")
-            new = versions.returned(old, then, actor, "rollback")
-            changes.supersede(txn, old, new, actor)
-            return new
-
-        rolled = self._change(work)
-        self._bury()
-        return rolled
-
-    def transition(self, cube_id: str, state: State, *, actor: str) -> MemCube:
-        """Bring a cube into another state. Raises NotFound, and Conflict where the lifecycle does not allow it."""
-
-        def work(txn: Txn) -> MemCube:
-            cube = tables.newest(txn, cube_id)
-            states.check_transition(cube.header.state, state)
-            return changes.transit(txn, cube, state, actor)
-
-        return self._change(work, adds=False)
-
-    def transition_all(
-        self,
-        cube_ids: Iterable[str],
-        state: State,
-        *,
-        actor: str,
-        only_if: Callable[[MemCube, Uses], bool] | None = None,
-    ) -> Cubes:
-        """Bring cubes into another state, in one transaction; left out are those that are gone or may not change to it.
-
-        only_if: asked inside the transaction with each cube and its stored uses, and may be asked twice.
-        Returns the cubes that changed.
-        """
-        ids = [*dict.fromkeys(cube_ids)]
-
-        def work(txn: Txn) -> Cubes:
-            cubes = [cube for cube in (tables.find(txn, checked_id(cube_id)) for cube_id in ids) if cube is not None]
-            ready = [cube for cube in cubes if state in states.ALLOWED[cube.header.state]]
-            chosen = [cube for cube in ready if only_if is None or only_if(cube, tables.uses_of(txn, cube.id))]
-            return [changes.transit(txn, cube, state, actor) for cube in chosen]
-
-        return self._change(work, adds=False) if ids else []
-
-    def delete(self, cube_id: str, *, actor: str, snapshots: bool = False) -> KVKeys:
-        """Remove a cube: texts, versions, index rows, manifest rows and KV files; an event without text stays.
-
-        snapshots: copies in its owner's snapshots go too; otherwise they can bring the cube back.
-        Returns the KV keys that are gone, for caches that hold their K/V. Raises NotFound.
-        """
-        return self._delete(lambda txn: ([tables.newest(txn, cube_id)], []), actor, snapshots)[1]
-
-    def delete_owner(self, owner: str, *, actor: str, snapshots: bool = False) -> tuple[int, KVKeys]:
-        """Remove every cube of an owner, as `delete` does, and all other K/V made for them.
-
-        Returns the number of cubes and the KV keys that are gone.
-        """
-
-        def find(txn: Txn) -> tuple[Cubes, KVRecords]:
-            forgotten.note(txn, owner, whole=False)
-            return list(tables.cubes_under(txn, "owners", owner)), manifest.pieces_of(txn, owner)
-
-        return self._delete(find, actor, snapshots)
-
     def list(
         self,
         owner: str,
@@ -326,9 +158,11 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry,
         """A number that grows with every write that may change `readable(principal)`."""
         return self._env.read(lambda txn: tables.revision(txn, principal))
 
-    def usage(self, owner: str) -> Usage:
-        """What an owner's cubes take up."""
-        return self._env.read(lambda txn: books.usage(txn, owner))
+    def usage(self, owner: str, *, covers: Covers | None = None) -> Usage:
+        """What an owner's cubes take up. covers: those that count, which are read then."""
+        if covers is None:
+            return self._env.read(lambda txn: books.usage(txn, owner))
+        return self._env.read(lambda txn: books.covered_usage(txn, owner, covers))
 
     def history(self, cube_id: str) -> Events:
         """Every change of a cube, oldest first. Raises NotFound for an id that was never stored."""
@@ -381,19 +215,3 @@ class Vault(TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, Registry,
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _delete(
-        self, find: Callable[[Txn], tuple[Cubes, KVRecords]], actor: str, with_snapshots: bool
-    ) -> tuple[int, KVKeys]:
-        def work(txn: Txn) -> tuple[int, KVKeys]:
-            cubes, pieces = find(txn)
-            gone = manifest.doom_all(txn, pieces)
-            for cube in cubes:
-                gone += [record.key for record in changes.remove(txn, cube, actor)]
-            if with_snapshots:
-                snapshots.strike(txn, cubes)
-            return len(cubes), gone
-
-        deleted = self._change(work, frees=True)
-        self._bury()
-        return deleted

@@ -1,20 +1,16 @@
-"""Runs a scenario in a process of its own: one process can hold one in-process engine.
-
-The processes are forked from one that has vLLM imported: that is most of what a small engine's start costs.
-"""
+"""Runs a scenario in a process of its own: one process can hold one in-process engine."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+from tests import forked
 from tests.engine.harness import SECRET
 
 TIMEOUT = 300.0
-PRELOADED = ["vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "tests.engine.harness"]
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -26,8 +22,7 @@ SETTINGS = {
 
 def run(scenario: Callable[..., None], *args: Any, environ: dict[str, str] | None = None) -> None:
     """Call a function at module level in a new process. Raises AssertionError with a traceback."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forked.context()
     queue = context.SimpleQueue()
     process = context.Process(target=_main, args=(queue, scenario, args, environ or {}))
     process.start()

@@ -17,7 +17,7 @@ from tests.engine.test_splice_plans import TOLERANCE, tokens
 
 POLICIES = ("none", "head:4", "head:16", "full")
 STREAMS = 32
-REQUESTS = int(os.environ.get("MEMOS_LOAD_REQUESTS", "600"))
+REQUESTS = int(os.environ.get("MEMOS_LOAD_REQUESTS", "400"))
 BATCHES, WARM_UP = 5, 3
 MIB = 1 << 20
 

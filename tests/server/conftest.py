@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import httpx
@@ -19,6 +18,7 @@ import openai
 import pytest
 
 import memos_vllm
+from tests import forked
 
 MODEL_NAME = "tiny"
 START_TIMEOUT = 300.0
@@ -40,11 +40,12 @@ def model_path() -> Path:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server."""
+    """A running server. pid: of its first process, and of its process group."""
 
     url: str
     memory_dir: Path
     log: Path
+    pid: int
 
     def http(self, **headers: str) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers=headers, timeout=60)
@@ -73,19 +74,17 @@ def running_server(
 ) -> Iterator[Server]:
     """`memos-vllm serve` on the test model, or another program like it, with its log in `folder/server.log`."""
     port, memory_dir, log = free_port(), folder / "memory", folder / "server.log"
-    command = [
-        *(sys.executable, *program, str(model_path())),
+    words = [
+        *(*program, str(model_path())),
         *("--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)),
         *("--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         *("--memory-dir", str(memory_dir), *flags),
     ]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **(environ or {})}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | settings, start_new_session=True
-        )
-    server = Server(f"http://127.0.0.1:{port}", memory_dir, log)
+    process = forked.start_program(words, log, os.environ | settings)
+    assert process.pid is not None
+    server = Server(f"http://127.0.0.1:{port}", memory_dir, log, process.pid)
     try:
         _wait(server, process)
         yield server
@@ -93,11 +92,9 @@ def running_server(
         _stop(process)
 
 
-def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
+def _wait(server: Server, process: BaseProcess) -> None:
     deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
+    while time.monotonic() < deadline and process.is_alive():
         try:
             if httpx.get(f"{server.url}/health", timeout=5).status_code == 200:
                 return
@@ -106,16 +103,16 @@ def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
     pytest.fail(f"the server did not start; the end of its log:\n{server.log.read_text(errors='replace')[-4000:]}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: BaseProcess) -> None:
     """End the whole process group: API server, engine core, workers."""
-    try:
+    assert process.pid is not None
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
+    process.join(30)
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    except ProcessLookupError:
-        process.wait()
+    process.join()
+    process.close()
 
 
 def key_file(folder: Path) -> Path:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from memos_vllm.governance.export import trace
+from memos_vllm.governance.watermark import strip
 from memos_vllm.vault import Vault
 from tests.server.conftest import API_ONLY, KEYS, Server, running_server
 from tests.server.test_life_api import found, put
@@ -68,6 +71,35 @@ def test_the_log_comes_in_pages(client: httpx.Client, open_api: Server, other: s
     refusal(client.get("/v1/audit", params={"after": "7"}), 400)
     with open_api.http(**{"x-memos-user-id": other}) as stranger:
         refusal(stranger.get("/v1/audit", params={"after": after}), 400)
+
+
+def test_an_export_leaves_redacted_and_marked(client: httpx.Client, open_api: Server, user: str, other: str) -> None:
+    add(client, text="Ana's number is +351 912 345 678.", access=[other])
+    add(client, text="I am ill.", sensitivity=["health"])
+    add(client, text="old", expires="2020-01-01")
+    open_api.remember(other, "Somebody else's.")
+    answer = client.post("/v1/memories/export", json={"recipient": "doctor"})
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("application/x-ndjson")
+    number, cubes = answer.headers["x-memos-export"], [json.loads(line) for line in answer.text.split("\n")[:-1]]
+    assert [strip(cube["payload"]["content"]) for cube in cubes] == ["Ana's number is [phone].", "I am ill."]
+    assert all(cube["meta"]["watermark"] == number and cube["meta"]["access"] == [] for cube in cubes)
+    with Vault.open(open_api.memory_dir, readonly=True) as vault:
+        found = trace(vault, f"They wrote {cubes[1]['payload']['content']}")
+    assert {name: (entry.user, entry.recipient) for name, entry in found.items() if entry} == {number: (user, "doctor")}
+    (entry,) = client.get("/v1/audit", params={"action": "export.put"}).json()["results"]
+    assert (entry["actor"], entry["target"]) == (user, number)
+
+
+def test_what_an_export_is_asked_for(client: httpx.Client) -> None:
+    add(client, text="Write to ana@example.org.")
+    add(client, text="I am ill.", sensitivity=["health"])
+    asked = {"recipient": "doctor", "redact": False, "watermark": False, "clearance": []}
+    (line,) = client.post("/v1/memories/export", json=asked).text.splitlines()
+    assert json.loads(line)["payload"]["content"] == "Write to ana@example.org."
+    assert "recipient" in refusal(client.post("/v1/memories/export", json={}), 400)
+    refusal(client.post("/v1/memories/export", json={"recipient": "\0"}), 400)
+    client.delete("/v1/memories")
+    assert client.post("/v1/memories/export", json={"recipient": "doctor"}).content == b""
 
 
 def test_usage_counts_ones_own(client: httpx.Client, user: str) -> None:

@@ -59,6 +59,16 @@ def test_versions_are_added_activated_and_taken_back(client: httpx.Client, user:
     assert client.post("/v1/adapters/style/activate", json={"version": 3}).status_code == 404
 
 
+def test_memories_are_listed_and_deleted_without_adapters(client: httpx.Client) -> None:
+    add(client, "style", 1)
+    post(client, "/v1/memories", text="I like oolong.")
+    for answer in (client.get("/v1/memories").json(), client.get("/v1/memories", params={"limit": 1}).json()):
+        assert [memory["memory"] for memory in answer["results"]] == ["I like oolong."]
+    assert client.delete("/v1/memories").json()["deleted"] == 1
+    assert client.get("/v1/memories").json()["results"] == []
+    assert client.get("/v1/adapters/style").json()["active"] == 1
+
+
 def test_one_version_or_all_are_removed(client: httpx.Client, keyed_api: Server) -> None:
     add(client, "style", 1)
     body = add(client, "style", 2)

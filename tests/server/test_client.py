@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load
 
 from memos_vllm import client as api
 from memos_vllm import errors
-from memos_vllm.client import AsyncMemosClient, MemosClient, calls
+from memos_vllm.client import AsyncMemosClient, MemosClient
+from memos_vllm.governance.watermark import strip
+from tests.server.adapter_cases import adapter, weights_of, write
 from tests.server.conftest import KEYS, SERVICE_KEY, Server, free_port
 
 pytestmark = pytest.mark.server
@@ -69,6 +73,74 @@ def test_many_memories(memos: MemosClient, user: str) -> None:
     assert memos.usage() == api.Usage(user_id=user, cubes=0, bytes=0)
 
 
+def test_what_is_known_about_a_memory(memos: MemosClient, other: str) -> None:
+    assert memos.health().status == "ok"
+    (tea,) = memos.add(
+        "I like oolong.", app_id="notes", namespace="expert", access=[api.Grant(other, ("read", "write"))]
+    )
+    assert (tea.namespace, tea.metadata, tea.access) == ("expert", {"app_id": "notes"}, (other,))
+    (lake,) = memos.add("The lake is cold.")
+    assert [memory.id for memory in memos.get_all(app_id="notes")] == [tea.id]
+    assert memos.set_access(tea.id, ["ana", {"principal": "tom", "rights": ["share"]}]) == [
+        api.Grant("ana"),
+        api.Grant("tom", ("read", "share")),
+    ]
+    changed = memos.update(tea.id, "I like sencha.", happened="2025-04-10", expires="2030-01-01")
+    assert (changed.happened, changed.expires, changed.version) == ("2025-04-10", "2030-01-01", 2)
+    assert memos.update(tea.id, expires="").expires == ""
+    with pytest.raises(api.ConflictError):
+        memos.edit(tea.id, tags=["tea"], expect=1)
+    assert memos.edit(tea.id, tags=["tea"], expect=2).tags == ("tea",)
+    assert memos.delete_all(app_id="notes").deleted == 1
+    assert [memory.id for memory in memos.get_all()] == [lake.id]
+    with pytest.raises(api.PermissionDeniedError):
+        memos.get_all(owner="group:staff")
+
+
+def test_adapters_and_trainings(memos: MemosClient, tmp_path: Path) -> None:
+    folder = write(tmp_path / "style", adapter(1))
+    first = memos.add_adapter("style", folder, tags=["work"], default=False)
+    assert (first.name, first.active, first.default, first.versions[0].tags) == ("style", 1, False, ("work",))
+    assert memos.add_adapter("style", write(tmp_path / "second", adapter(2)), activate=False).active == 1
+    assert [one.id for one in memos.adapters()] == [first.id]
+    assert memos.activate_adapter("style", 2).active == 2
+    assert memos.rollback_adapter("style").active == 1
+    assert memos.deactivate_adapter("style").active is None
+    config = json.loads(memos.adapter_file("style", "adapter_config.json", 1))
+    weights = memos.adapter_file("style", "adapter_model.safetensors", 1)
+    assert config["r"] == 4 and load(weights).keys() == weights_of(1).keys()
+    assert memos.remove_adapter("style", 1) == api.AdapterRemoved("style", 1)
+    assert [version.version for version in memos.adapter("style").versions] == [2]
+    assert memos.remove_adapter("style") == api.AdapterRemoved("style")
+    with pytest.raises(FileNotFoundError):
+        memos.add_adapter("style", tmp_path / "nowhere")
+    with pytest.raises(api.BadRequestError):
+        memos.train("facts")
+    assert memos.trainings() == []
+    for call in (memos.training, memos.cancel_training, memos.resume_training):
+        with pytest.raises(api.NotFoundError):
+            call("0" * 32)
+
+
+def test_an_export_comes_line_by_line(memos: MemosClient, open_api: Server, user: str) -> None:
+    texts = [f"\u2028 Number {number}: write to ana@example.org. {'tea ' * 200}" for number in range(300)]
+    memos.add([{"role": "user", "content": text} for text in texts])
+    cubes = [*memos.export("doctor")]
+    assert len(cubes) == len(texts) and all(cube["meta"]["watermark"] for cube in cubes)
+    for number, cube in enumerate(cubes):
+        assert strip(cube["payload"]["content"]).startswith(f"\u2028 Number {number}: write to [email].")
+    with pytest.raises(api.BadRequestError):
+        next(memos.export(""))
+
+    async def session() -> list[str]:
+        async with AsyncMemosClient(open_api.url, user_id=user) as client:
+            await client.add(texts[0])
+            lines = client.export("doctor", redact=False, watermark=False)
+            return [cube["payload"]["content"] async for cube in lines]
+
+    assert asyncio.run(session()) == [*texts, texts[0]]
+
+
 def test_errors_are_classes_with_status_and_message(memos: MemosClient, keyed_api: Server) -> None:
     (memory,) = memos.add("I like oolong.")
     with pytest.raises(api.ConflictError, match="version") as conflict:
@@ -106,10 +178,3 @@ def test_the_asynchronous_client_does_the_same(open_api: Server, user: str) -> N
             assert (await memos.delete_all()).deleted == 5
 
     asyncio.run(session())
-
-
-def test_both_clients_have_every_call() -> None:
-    names = [name for name, call in inspect.getmembers(calls, inspect.isfunction) if not name.startswith("_")]
-    public = [name for name in names if inspect.getmodule(getattr(calls, name)) is calls]
-    for client in (MemosClient, AsyncMemosClient):
-        assert [name for name in public if not hasattr(client, name)] == []

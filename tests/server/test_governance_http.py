@@ -152,6 +152,42 @@ def test_a_group_that_may_write(governed: Governed) -> None:
     assert governed.found("bo", "rota Monday") == ["The rota: Monday Rui."]
 
 
+def test_a_question_about_the_team_is_answered_from_the_groups_memories(governed: Governed) -> None:
+    """Not from what single others share with the group, or with the caller: that would put words into their prompts."""
+    (cube,) = governed.vault.add([MemCube.plaintext("The team meets on Tuesdays.", owner="group:staff")], actor="maya")
+    governed.add("cy", "Every team meets on Sundays.", access=["group:staff", "eli"])
+
+    def chosen(name: str, query: str) -> list[str]:
+        with governed.http(name) as client:
+            answer = client.post("/v1/memories/plan", json={"query": query}).json()
+        return [choice["memory"]["memory"] for choice in answer["chosen"]]
+
+    assert chosen("bo", "When does our team meet?") == ["The team meets on Tuesdays."]
+    assert "The team meets on Tuesdays." not in chosen("bo", "When do I meet on Tuesdays?")
+    assert chosen("eli", "When does our team meet?") == []
+    governed.vault.delete(cube.id, actor="maya")
+
+
+def test_an_export_holds_what_the_key_is_cleared_for(governed: Governed) -> None:
+    governed.add("fay", "I am ill.", sensitivity=["health"])
+    governed.add("fay", "Tea at five.", sensitivity=["work"])
+
+    def exported(name: str, **asked: Any) -> list[str]:
+        with governed.http(name) as client:
+            answer = client.post("/v1/memories/export", json={"recipient": "doctor", "watermark": False, **asked})
+        return [json.loads(line)["payload"]["content"] for line in answer.text.splitlines()]
+
+    assert {"I am ill.", "Tea at five."} <= set(exported("fay"))
+    for asked in ({}, {"clearance": ["health", "work"]}):
+        texts = exported("fay-uncleared", **asked)
+        assert "Tea at five." in texts and "I am ill." not in texts
+    assert "Tea at five." not in exported("fay-uncleared", clearance=["health"])
+    with governed.http("maya-reader") as client:
+        assert client.post("/v1/memories/export", json={"recipient": "doctor"}).status_code == 403
+    with governed.http("fay") as client:
+        client.delete("/v1/memories").raise_for_status()
+
+
 def test_what_a_member_does_with_a_groups_memory_is_told_of_them(governed: Governed) -> None:
     (cube,) = governed.vault.add([MemCube.plaintext("The shed key.", owner="group:staff")], actor="maya")
     with governed.http("maya") as client:

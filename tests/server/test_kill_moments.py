@@ -25,7 +25,7 @@ from memos_vllm.activation.files import KVLabel, read_header, read_kv
 from memos_vllm.activation.payload import KVCube
 from memos_vllm.vault import Vault
 from tests.server.conftest import MODEL_NAME, Server, running_server
-from tests.server.test_restart import USER, group_of
+from tests.server.test_restart import USER
 from tests.server.test_splice_http import ask, text_of
 
 pytestmark = pytest.mark.server
@@ -76,7 +76,7 @@ class Traffic:
 
 @contextmanager
 def stopped(server: Server) -> Iterator[None]:
-    group = group_of(server)
+    group = server.pid
     os.killpg(group, signal.SIGSTOP)
     try:
         yield
@@ -135,7 +135,7 @@ def test_no_moment_of_a_kill_leaves_wrong_or_half_kv(tmp_path: Path) -> None:
                 shutil.rmtree(copy)
         with server.http() as client:
             evicted = metric(client, "memos_kv_evictions_total")
-        os.killpg(group_of(server), signal.SIGKILL)
+        os.killpg(server.pid, signal.SIGKILL)
     assert sum(copies) > 0
     assert evicted > 0, "the budgets were to be too small"
     assert len(known) > max(copies), "captures went on between the moments"

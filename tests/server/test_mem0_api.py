@@ -76,6 +76,27 @@ def test_listing_in_pages(maya: httpx.Client, path: str) -> None:
     assert of_run["count"] == 2
 
 
+def test_pages_of_a_list_leave_out_what_expired(maya: httpx.Client) -> None:
+    for number in range(5):
+        expires = "2020-01-01" if number in (1, 4) else ""
+        maya.post("/v1/memories/", json={"text": f"fact {number}", "expires": expires, "run_id": "run"})
+    whole = maya.get("/v1/memories/").json()
+    assert (whole["count"], texts_in(whole), whole.get("next")) == (3, ["fact 3", "fact 2", "fact 0"], None)
+    filtered = maya.get("/v1/memories/", params={"run_id": "run", "page_size": 2}).json()
+    assert (filtered["count"], texts_in(filtered)) == (3, ["fact 3", "fact 2"]) and filtered["next"]
+    read, path = [], "/v1/memories/?page=1&page_size=2"
+    while path:
+        page = maya.get(path).json()
+        read += texts_in(page)
+        path = page.get("next")
+    assert read == ["fact 3", "fact 2", "fact 0"]
+    assert maya.get("/v1/memories/", params={"page": 9}).json()["results"] == []
+
+
+def texts_in(page: dict[str, Any]) -> list[str]:
+    return [memory["memory"] for memory in page["results"]]
+
+
 def test_a_history_is_a_plain_list(maya: httpx.Client) -> None:
     (memory,) = results(maya.post("/v1/memories/", json={"text": "I row."}))
     maya.put(f"/v1/memories/{memory['id']}/", json={"text": "I run."})

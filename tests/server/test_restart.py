@@ -28,13 +28,6 @@ USER = {"x-memos-user-id": "maya"}
 QUESTION = "Where is the lantern?"
 
 
-def group_of(server: Server) -> int:
-    """The process group of the server that listens on this port."""
-    port = server.url.rsplit(":", 1)[1]
-    found = subprocess.run(["pgrep", "-f", f"memos_vllm.cli serve .*--port {port}"], capture_output=True, text=True)
-    return os.getpgid(int(found.stdout.split()[0]))
-
-
 def add_until_killed(server: Server, numbers: itertools.count[int], acknowledged: dict[str, str]) -> None:
     with server.http(**USER) as client:
         while True:
@@ -57,7 +50,7 @@ def kill_during_adds(
     for adder in adders:
         adder.start()
     time.sleep(seconds)
-    os.killpg(group_of(server), signal.SIGKILL)
+    os.killpg(server.pid, signal.SIGKILL)
     for adder in adders:
         adder.join()
 

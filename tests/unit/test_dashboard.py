@@ -7,6 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import Counter, Gauge, Histogram
+
+from memos_vllm.engine.metrics import COUNTERS, GAUGES, HISTOGRAMS
+from memos_vllm.server import metrics
+
 DASHBOARD = Path(__file__).resolve().parents[2] / "dashboards" / "memos-vllm.json"
 
 
@@ -27,6 +32,20 @@ def metric_names() -> set[str]:
 def test_the_names_are_found_in_the_queries() -> None:
     assert {"vllm:time_to_first_token_seconds_bucket", "memos_prompts_total", "memos_kv_ram_bytes"} <= metric_names()
     assert all(re.search(r"[a-z_:]+\{", query) for query in queries())
+
+
+def test_every_metric_is_shown() -> None:
+    ours = {sample for metric in metrics.ALL for sample in samples_of(metric())}
+    engines = {f"memos_kv_{name}" for name in GAUGES}
+    engines |= {f"memos_kv_{name}_total" for name in COUNTERS} | {f"memos_kv_{name}_bucket" for name in HISTOGRAMS}
+    shown = {name for name in metric_names() if name.startswith("memos_")}
+    assert shown == ours | engines
+
+
+def samples_of(metric: Counter | Gauge | Histogram) -> set[str]:
+    """The name of the series that a panel asks of a metric."""
+    (family,) = metric.describe()
+    return {family.name + {"counter": "_total", "gauge": "", "histogram": "_bucket"}[family.type]}
 
 
 def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:

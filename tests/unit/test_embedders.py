@@ -1,6 +1,7 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -148,6 +149,43 @@ def test_questions_go_before_the_rest_of_a_batch(local: Embedder) -> None:
     finally:
         del model.encode_document
     assert done == ["question", "memories"]
+
+
+def test_questions_that_wait_are_embedded_together_and_each_gets_its_own_vector(local: Embedder) -> None:
+    assert isinstance(local, LocalEmbedder)
+    questions = [f"Who lives in house number {number}?" for number in range(BATCH + 3)]
+    alone = [local.embed([question], query=True)[0] for question in questions]
+    sizes: list[int] = []
+    encode = local._model.encode_query
+
+    def slow(texts: list[str], **options: object) -> object:
+        sizes.append(len(texts))
+        time.sleep(0.2)
+        return encode(texts, **options)
+
+    local._model.encode_query = slow
+    try:
+        with ThreadPoolExecutor(len(questions)) as pool:
+            together = list(pool.map(lambda question: local.embed([question], query=True)[0], questions))
+    finally:
+        del local._model.encode_query
+    assert np.allclose(together, alone, atol=1e-5)
+    assert sum(sizes) == len(questions) and max(sizes) == BATCH
+
+
+def test_an_error_of_the_model_reaches_who_asked_and_nobody_later(local: Embedder) -> None:
+    assert isinstance(local, LocalEmbedder)
+
+    def broken(texts: list[str], **options: object) -> object:
+        raise RuntimeError("out of memory")
+
+    local._model.encode_query = broken
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            local.embed(["tea"], query=True)
+    finally:
+        del local._model.encode_query
+    assert local.embed(["tea"], query=True).shape == (1, local.dimensions)
 
 
 def test_a_question_asked_before_takes_as_long_as_a_new_one() -> None:

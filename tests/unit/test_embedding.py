@@ -216,6 +216,41 @@ def test_kept_vectors_follow_every_change(vault: Vault, monkeypatch: pytest.Monk
     assert max(len(kept.stamps) for kept in operator._meanings._kept.values()) <= 12
 
 
+def test_no_vector_of_a_forgotten_user_is_kept(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own partition's, and those in the partitions of whom they shared with; others' stay."""
+    monkeypatch.setattr(meaning, "LARGE", 1)
+    embedder = WordEmbedder()
+    operator = MemOperator(vault, QueryEmbedder(embedder))
+    add(vault, "tea", "lake", access=["bo"])
+    add(vault, "hill", owner="ana")
+    drained(vault, embedder)
+    for name in ("maya", "bo", "ana"):
+        assert operator.search(name, "tea", top_k=3)
+    assert len(operator._meanings._kept) == 3
+    with operator.forgetting("maya"):
+        vault.forget("maya", actor="maya")
+        assert operator.search("bo", "tea", top_k=3) == []
+    (left,) = operator._meanings._kept.values()
+    assert len(left.stamps) == 1
+    assert [hit.cube.text for hit in operator.search("ana", "hill", top_k=3)] == ["hill"]
+
+
+def test_who_watches_is_told_how_many_memories_wait(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "IDLE_SECONDS", 0.01)
+    add(vault, *(f"tea {n}" for n in range(70)))
+    told: list[int] = []
+    worker = EmbeddingWorker(vault, WordEmbedder(), tell=told.append)
+    worker.start()
+    try:
+        deadline = time.monotonic() + 30
+        while told[-1:] != [0]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        worker.stop()
+    assert [*dict.fromkeys(told)] == [70, 38, 6, 0]
+
+
 def test_kept_vectors_are_bounded(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meaning, "LARGE", 1)
     operator = MemOperator(vault, QueryEmbedder(WordEmbedder()))

@@ -1,14 +1,65 @@
-"""What tenants share: turns in the queue, shares of the cache."""
+"""What tenants share: places in threads, turns in the queue, shares of the cache."""
 
 from __future__ import annotations
+
+import asyncio
 
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from memos_vllm.server.fair import FairQueue, TenantCache
+from memos_vllm.server.fair import AT_ONCE, FairQueue, TenantCache, TenantGate
 
 TENANTS = st.sampled_from(["maya", "tom", "zoe"])
+
+
+def test_a_tenant_waits_behind_its_own_requests_alone() -> None:
+    """In the order they came; one that gives up while it waits, or fails inside, takes no place with it."""
+
+    async def session() -> None:
+        gate, finish = TenantGate(2), asyncio.Event()
+        inside: list[str] = []
+
+        async def visit(tenant: str, name: str) -> None:
+            async with gate.inside(tenant):
+                inside.append(name)
+                await finish.wait()
+                if name == "m1":
+                    raise ValueError(name)
+
+        visits = [asyncio.create_task(visit("maya", f"m{number}")) for number in range(5)]
+        await asyncio.sleep(0)
+        await visit_at_once(gate)
+        assert inside == ["m0", "m1"]
+        visits[2].cancel()
+        finish.set()
+        results = await asyncio.gather(*visits, return_exceptions=True)
+        assert inside == ["m0", "m1", "m3", "m4"]
+        assert [type(result) for result in results if result] == [ValueError, asyncio.CancelledError]
+        assert gate.check_integrity() == 0
+
+    asyncio.run(session())
+
+
+async def visit_at_once(gate: TenantGate) -> None:
+    """A tenant with a place goes in and out without giving the loop a turn."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(others())
+    async with gate.inside("tom"):
+        assert turns == 0
+    assert turns == 0
+    other.cancel()
+
+
+def test_a_tenants_places_leave_threads_to_others() -> None:
+    assert 1 < AT_ONCE <= 40 // 4
 
 
 def test_a_tenant_with_many_items_waits_for_its_turn() -> None:

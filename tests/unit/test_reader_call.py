@@ -57,6 +57,13 @@ def test_the_scope_is_the_callers_own_unless_others_are_named() -> None:
     assert call_of("What did our team decide yesterday?", "maya", AT).scope == "any"
 
 
+def test_groups_are_meant_where_the_question_names_them() -> None:
+    staff = ["group:staff"]
+    assert call_of("What did our team decide yesterday?", "maya", AT, staff).owners == ("maya", "group:staff")
+    for query in ("What is my favourite tea?", "Quel est mon thé préféré ?"):
+        assert call_of(query, "maya", AT, staff).owners == ("maya",)
+
+
 @settings(deadline=None)
 @given(ANY_MESSAGE)
 def test_any_query_makes_a_call(query: str) -> None:

@@ -37,7 +37,7 @@ class Fixed:
         window: TimeWindow | None = None,
         **options: Any,
     ) -> list[Hit]:
-        assert filters == {"owner": "maya"}
+        assert principals == ["maya"] and filters == {"owner": ["maya"]}
         return [] if window and self.old else self.hits[:top_k]
 
     def sentence_scores(self, query: str, text: str) -> list[tuple[int, int, float]]:
@@ -181,6 +181,7 @@ def test_a_time_in_the_question_leads_but_does_not_empty_the_prompt() -> None:
 class _Call(msgspec.Struct, frozen=True):
     caller: str
     query: str
+    owners: tuple[str, ...] = ("maya",)
     types: tuple[Any, ...] = ()
     window: TimeWindow | None = None
 
@@ -226,3 +227,23 @@ def test_with_a_real_search(tmp_path: Path) -> None:
             "Tea makes me calm",
         }
         assert scheduler.choose("bo", "Which tea?", words) == []
+
+
+def test_what_the_adapter_knows_takes_a_place_and_no_room() -> None:
+    cubes = cubes_of("one two three", "four five six", "seven eight nine", "ten")
+    known = [f"{cubes[0].id}@1", f"{cubes[1].id}@2"]
+    plan = planned(cubes, 3, 6, known=known)
+    assert plan.learned == [cubes[0]], "of the second an older version is"
+    assert {*(cube.id for cube in plan.cubes)} == {cubes[1].id, cubes[2].id}
+    (learned,) = [choice for choice in plan.chosen if choice.form == "adapter"]
+    assert learned.tokens == 0 and learned.why.endswith("as adapter: the adapter that answers has learned it")
+    assert (plan.tokens, len(plan.chosen)) == (6, 3)
+    assert [left.cube_id for left in plan.left_out] == [cubes[3].id]
+    assert planned(cubes, 3, 6).learned == []
+
+
+def test_what_the_adapter_has_learned_meanwhile_leaves_the_conversation() -> None:
+    cubes = cubes_of("one", "two", "three")
+    before = [cubes[2], cubes[0]]
+    assert planned(cubes, 3, 9, before=before).cubes == [cubes[2], cubes[0], cubes[1]]
+    assert planned(cubes, 3, 9, before=before, known=[f"{cubes[2].id}@1"]).cubes == [cubes[0], cubes[1]]

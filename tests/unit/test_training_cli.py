@@ -12,7 +12,8 @@ import pytest
 from memos_vllm.bench.arguments import BUNDLED
 from memos_vllm.cli_adapter_train import add_train_parsers
 from memos_vllm.cube import MemCube
-from memos_vllm.errors import BadInput, NotFound
+from memos_vllm.errors import BadInput, Conflict, NotFound
+from memos_vllm.parameter.job import Jobs, JobSpec
 from memos_vllm.parameter.registry import AdapterRegistry, Caller
 from memos_vllm.vault import Vault
 from tests.unit.training_cases import TEXTS
@@ -72,6 +73,23 @@ def test_train_merge_decode_and_forget(memory_dir: Path, capsys: pytest.CaptureF
 def test_an_adapter_that_fails_is_told_why(memory_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(memory_dir, "one", "--min-accuracy", "1") == 1
     assert "refused:" in capsys.readouterr().out
+
+
+def test_a_training_that_was_stopped_is_cancelled(memory_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cubes = ("0" * 32 + "@1",)
+    job = Jobs(memory_dir).create(
+        JobSpec(owner="alice", author="alice", name="one", model=str(BUNDLED), cubes=cubes, recipe=RECIPE)
+    )
+    with pytest.raises(Conflict, match=f"Training {job.id} is queued: let it end, go on with it, or cancel it"):
+        train(memory_dir, "two")
+    capsys.readouterr()
+    for _ in range(2):
+        assert adapter(["cancel", memory_dir, job.id, "--owner", "alice"]) == 0
+        assert capsys.readouterr().out == f"training {job.id}: cancelled\n"
+    with pytest.raises(NotFound):
+        adapter(["cancel", memory_dir, job.id, "--owner", "bob"])
+    with pytest.raises(BadInput, match="is cancelled"):
+        adapter(["resume", memory_dir, job.id, "--owner", "alice"])
 
 
 @pytest.mark.parametrize(

@@ -1,136 +1,53 @@
-"""Training jobs: real processes on a real vault, stopped, killed and gone on with."""
+"""Training jobs on a real vault, in this process: what they store, what they refuse, who sees them."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import random
-import signal
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
-from memos_vllm.bench.arguments import BUNDLED
-from memos_vllm.cube import MemCube
 from memos_vllm.errors import BadInput, Conflict, NotFound
+from memos_vllm.parameter import job as job_module
 from memos_vllm.parameter.choosing import choose, decoded_cubes, parted
 from memos_vllm.parameter.decode import Decoded
-from memos_vllm.parameter.job import FINAL, LOCK, MAX_UNFINISHED, WORK, Jobs, JobSpec, JobStatus
-from memos_vllm.parameter.job_worker import run
+from memos_vllm.parameter.job import MAX_KEPT, WORK, Jobs
+from memos_vllm.parameter.job_worker import job_lock, run
+from memos_vllm.parameter.learned import is_proposed, sources_of
 from memos_vllm.parameter.progress import no_tell
-from memos_vllm.parameter.registry import AdapterRegistry, Caller
+from memos_vllm.parameter.registry import AdapterRegistry
 from memos_vllm.vault import Vault
+from tests.unit.job_cases import ALICE, ENDLESS, QUICK, filled, spec
 from tests.unit.training_cases import TEXTS
-
-pytestmark = pytest.mark.skipif(
-    "MEMOS_TRAINING_JOBS" not in os.environ, reason="takes many minutes; MEMOS_TRAINING_JOBS=1 runs it"
-)
-
-ANY = {
-    "min_accuracy": 0.0,
-    "max_recall_loss": 1.0,
-    "max_perplexity_rise": 100.0,
-    "device": "cpu",
-    "recall_questions": 10,
-}
-QUICK = {"epochs": 1, "batch": 6, "max_answer_tokens": 12, "pool": 8, "teach": False, "checkpoint_seconds": 0.0, **ANY}
-SLOW = {**QUICK, "epochs": 4000}
-WAIT = 300.0
-KILL_ROUNDS, KILL_SECONDS = int(os.environ.get("MEMOS_KILL_ROUNDS", "1")), 12.0
-ALICE = Caller("alice", bound=True)
 
 
 @pytest.fixture
 def memory_dir(tmp_path: Path) -> Iterator[Path]:
-    with Vault.open(tmp_path / "memory") as vault:
-        vault.add([MemCube.plaintext(text, owner="alice", tags=("people",)) for text in TEXTS], actor="alice")
-        vault.add([MemCube.plaintext("Bob's memory.", owner="bob")], actor="bob")
-    yield tmp_path / "memory"
+    """A memory directory whose jobs end with the test."""
+    yield filled(tmp_path / "memory")
     Jobs(tmp_path / "memory").forget("alice")
-
-
-def spec(memory_dir: Path, recipe: dict[str, Any], **fields: Any) -> JobSpec:
-    with Vault.open(memory_dir) as vault:
-        cubes = tuple(f"{cube.id}@{cube.version}" for cube in choose(vault, "alice"))
-    given: dict[str, Any] = {
-        "owner": "alice",
-        "author": "alice",
-        "name": "alice",
-        "model": str(BUNDLED),
-        "cubes": cubes,
-    } | fields
-    return JobSpec(recipe=recipe, **given)
-
-
-def wait(jobs: Jobs, job_id: str, until: Callable[[JobStatus], bool]) -> JobStatus:
-    deadline = time.monotonic() + WAIT
-    while not until(status := jobs.status("alice", job_id)):
-        assert time.monotonic() < deadline, f"still {status}"
-        time.sleep(0.05)
-    return status
 
 
 def test_a_job_stores_an_adapter_with_where_it_comes_from(memory_dir: Path) -> None:
     jobs = Jobs(memory_dir)
     wanted = spec(memory_dir, QUICK, activate=True, tags=("people",))
     made = run(jobs.folder / jobs.create(wanted).id, no_tell)
-    assert (made.state, made.adapter) == ("done", "alice@v1")
+    assert (made.state, made.adapter) == ("done", "people@v1")
     assert not (jobs.folder / made.id / WORK).exists()
     with Vault.open(memory_dir) as vault:
-        version = AdapterRegistry(vault).resolve(ALICE, "alice")
+        version = AdapterRegistry(vault).resolve(ALICE, "people")
     assert version.parents == wanted.cubes
     assert version.tags == ("people",)
     assert version.metadata["facts"] == len(TEXTS)
     assert version.metadata["job"] == made.id
+    assert {*sources_of(version)} < {*wanted.cubes}, "three steps teach next to nothing"
+    assert is_proposed(version) is False
+    assert (made.memories, made.seconds > 0) == (len(TEXTS), True)
+    assert jobs.seconds_each() == pytest.approx(made.seconds / len(TEXTS))
     assert '"epochs":1' in str(version.metadata["recipe"])
-    assert run(jobs.folder / made.id, no_tell).adapter == "alice@v1"  # killed before it said so: not made twice
-
-
-def test_a_killed_job_goes_on(memory_dir: Path) -> None:
-    jobs = Jobs(memory_dir)
-    job = jobs.submit(spec(memory_dir, SLOW)).id
-    wait(jobs, job, lambda status: status.phase == "training" and status.done > 2)
-    os.kill(int((jobs.folder / job / LOCK).read_text()), signal.SIGKILL)
-    stopped = wait(jobs, job, lambda status: status.state == "interrupted")
-    assert jobs.resume_all() == 1
-    wait(jobs, job, lambda status: status.state == "running" and status.done >= stopped.done)
-    with pytest.raises(Conflict, match="running"):
-        jobs.resume("alice", job)
-    jobs.cancel("alice", job)
-    ended = wait(jobs, job, lambda status: status.state == "cancelled")
-    assert not (jobs.folder / job / WORK).exists()
-    assert jobs.cancel("alice", job) == ended
-
-
-def test_kills_at_any_moment_leave_one_version_of_each_job(memory_dir: Path) -> None:
-    jobs, rng = Jobs(memory_dir), random.Random(7)
-    for done in range(1, KILL_ROUNDS + 1):
-        job = jobs.submit(spec(memory_dir, QUICK)).id
-        time.sleep(rng.uniform(0.0, KILL_SECONDS))
-        with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
-            os.kill(int((jobs.folder / job / LOCK).read_text()), signal.SIGKILL)
-        if jobs.status("alice", job).state in ("queued", "interrupted"):
-            jobs.resume("alice", job)
-        assert wait(jobs, job, lambda status: status.state in FINAL).state == "done"
-        with Vault.open(memory_dir) as vault:
-            assert vault.check() == []
-            assert len(AdapterRegistry(vault).get(ALICE, "alice").versions) == done
-
-
-def test_one_job_works_at_a_time_and_forgetting_removes_them(memory_dir: Path) -> None:
-    jobs = Jobs(memory_dir)
-    first = jobs.submit(spec(memory_dir, SLOW)).id
-    wait(jobs, first, lambda status: status.state == "running")
-    second = jobs.submit(spec(memory_dir, SLOW)).id
-    waiting = wait(jobs, second, lambda status: status.phase != "")
-    assert (waiting.state, waiting.phase) == ("queued", "waiting for another training")
-    assert jobs.forget("alice") == 2
-    assert jobs.list("alice") == []
-    assert not [path for path in jobs.folder.iterdir() if path.is_dir()]
+    assert run(jobs.folder / made.id, no_tell).adapter == "people@v1"  # killed before it said so: not made twice
 
 
 def test_an_adapter_that_fails_its_exam_is_not_stored(memory_dir: Path) -> None:
@@ -162,16 +79,18 @@ def test_retraining_leaves_out_what_is_forgotten(memory_dir: Path) -> None:
     jobs = Jobs(memory_dir)
     run(jobs.folder / jobs.create(spec(memory_dir, QUICK)).id, no_tell)
     with Vault.open(memory_dir) as vault:
-        version = AdapterRegistry(vault).get(ALICE, "alice").versions[-1]
+        version = AdapterRegistry(vault).get(ALICE, "people").versions[-1]
         gone = version.parents[0].partition("@")[0]
         kept, forgotten = parted(vault, version, [gone])
         with pytest.raises(BadInput, match="was not made of"):
             parted(vault, version, ["0" * 32])
     made = run(jobs.folder / jobs.create(spec(memory_dir, QUICK, cubes=kept, forgotten=forgotten)).id, no_tell)
-    assert made.adapter == "alice@v2"
+    assert made.adapter == "people@v2"
     assert made.figures["forgotten_accuracy"] <= 0.1
     with Vault.open(memory_dir) as vault:
-        assert gone not in str(AdapterRegistry(vault).get(ALICE, "alice").versions[-1].parents)
+        version = AdapterRegistry(vault).get(ALICE, "people").versions[-1]
+        assert gone not in str(version.parents)
+        assert parted(vault, version, []) == (kept, ()), "an older version is no memory"
 
 
 def test_nobody_sees_another_users_jobs(memory_dir: Path) -> None:
@@ -188,7 +107,7 @@ def test_nobody_sees_another_users_jobs(memory_dir: Path) -> None:
         jobs.status("alice", "../../memory")
 
 
-def test_what_cannot_be_done_is_refused_at_once(memory_dir: Path) -> None:
+def test_what_cannot_be_done_is_refused_at_once(memory_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = Jobs(memory_dir)
     with pytest.raises(BadInput, match="Not a recipe"):
         jobs.submit(spec(memory_dir, {"epochs": 0}))
@@ -196,10 +115,71 @@ def test_what_cannot_be_done_is_refused_at_once(memory_dir: Path) -> None:
         jobs.submit(spec(memory_dir, QUICK, name="a/b"))
     with pytest.raises(BadInput, match="no memories"):
         jobs.submit(msgspec.structs.replace(spec(memory_dir, QUICK), cubes=()))
-    for _ in range(MAX_UNFINISHED):
+    jobs.create(spec(memory_dir, QUICK))
+    with pytest.raises(Conflict, match="let it end, go on with it"):
         jobs.create(spec(memory_dir, QUICK))
-    with pytest.raises(Conflict, match="let one end"):
-        jobs.create(spec(memory_dir, QUICK))
+    jobs.create(spec(memory_dir, QUICK, owner="bob"))
+    monkeypatch.setattr(job_module, "MAX_WAITING", 2)
+    with pytest.raises(Conflict, match="try again later"):
+        jobs.create(spec(memory_dir, QUICK, owner="carol", cubes=("0" * 32 + "@1",)))
+    assert len(jobs.unfinished()) == 2 and len([*jobs.folder.iterdir()]) == 3, "two jobs and a lock"
+
+
+def test_one_owner_starts_one_job_however_many_ask_at_once(memory_dir: Path) -> None:
+    jobs, wanted, refused = Jobs(memory_dir), spec(memory_dir, QUICK), []
+
+    def ask() -> None:
+        try:
+            jobs.create(wanted)
+        except Conflict as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 5 and len(jobs.list("alice")) == 1
+
+
+def test_few_ended_jobs_are_kept(memory_dir: Path) -> None:
+    jobs, made = Jobs(memory_dir), []
+    (memory_dir / "jobs").mkdir()
+    (memory_dir / "jobs" / "left-by-a-crash.new").mkdir()
+    theirs = jobs.create(spec(memory_dir, QUICK, owner="bob")).id
+    for _ in range(MAX_KEPT + 3):
+        made.append(jobs.create(spec(memory_dir, QUICK)).id)
+        jobs.cancel("alice", made[-1])
+    assert [status.id for status in jobs.list("alice")] == made[-MAX_KEPT:]
+    assert [status.id for status in jobs.list("bob")] == [theirs]
+    assert not [*jobs.folder.glob("*.new")]
+
+
+def test_who_is_forgotten_while_training_leaves_nothing(memory_dir: Path) -> None:
+    jobs = Jobs(memory_dir)
+    folder = jobs.folder / jobs.create(spec(memory_dir, ENDLESS)).id
+    began, ended = threading.Event(), []
+
+    def tell(what: str, done: int, total: int) -> None:
+        if done > 2 and what == "training":
+            began.set()
+
+    def work() -> None:
+        with job_lock(folder) as mine:
+            assert mine
+            try:
+                run(folder, tell)
+            finally:
+                ended.append(folder.exists())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert began.wait(120)
+    assert jobs.forget("alice") == 1
+    thread.join(60)
+    assert ended and jobs.list("alice") == []
+    assert [path.name for path in jobs.folder.iterdir() if path.is_dir()] == []
+    assert not [*(memory_dir / "adapters").glob("*")]
 
 
 def test_memories_are_chosen_by_owner_and_tag(memory_dir: Path) -> None:
@@ -217,7 +197,7 @@ def test_decoded_memories_say_where_they_come_from(memory_dir: Path) -> None:
     run(jobs.folder / jobs.create(spec(memory_dir, QUICK)).id, no_tell)
     found = [Decoded(text="Maya plays the cello.", value="cello", confidence=0.9, base=0.01, question="What?")]
     with Vault.open(memory_dir) as vault:
-        version = AdapterRegistry(vault).get(ALICE, "alice").versions[-1]
+        version = AdapterRegistry(vault).get(ALICE, "people").versions[-1]
         (stored,) = vault.add(decoded_cubes(found, version), actor="alice")
     assert stored.header.parents == (f"{version.cube_id}@1",)
     assert (stored.header.origin, stored.header.metadata["confidence"]) == ("parameter_fine_tuning", 0.9)

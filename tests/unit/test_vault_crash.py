@@ -14,10 +14,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from memos_vllm.cube import MemCube
+from memos_vllm.retrieval import MemOperator
+from memos_vllm.retrieval.embedders import QueryEmbedder
+from memos_vllm.retrieval.embedding import EmbeddingWorker
 from memos_vllm.vault import Vault
 from memos_vllm.vault.env import Txn
+from memos_vllm.vault.postings import is_searched
 from memos_vllm.vault.snapshots import cubes_in, named
+from memos_vllm.vault.words import spoken_text
 from tests.unit.crash_child import Seen, label_of, seen
+from tests.unit.embed_cases import WordEmbedder
 
 ROUNDS = int(os.environ.get("MEMOS_KILL_ROUNDS", "6"))
 NAMES = (("a", "b", "c"), ("d", "e", "f"))
@@ -90,8 +99,8 @@ def held_by(vault: Vault, name: str) -> Told:
     return found
 
 
-def child(path: Path, name: str, seed: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", "-m", "tests.unit.crash_child", str(path), name, str(seed)]
+def child(path: Path, name: str, seed: int, program: str = "crash_child") -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", "-m", f"tests.unit.{program}", str(path), name, str(seed)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
@@ -139,6 +148,52 @@ def test_acknowledged_writes_survive_sigkill(tmp_path: Path) -> None:
                 held.head, held.calls = acknowledged.head, acknowledged.calls
                 told[name] = held
     assert calls > 5 * ROUNDS
+
+
+def test_vectors_and_index_survive_sigkill(tmp_path: Path) -> None:
+    """Killed while an embedder works: every vector is of the present text, every other text is awaited, and searches
+    find what they find in an index made anew.
+    """
+    path, embedder, rng = tmp_path / "memory", WordEmbedder(), random.Random(1)
+    cut_short = 0
+    for number in range(1, ROUNDS + 1):
+        with child(path, "a,b", number, "embed_child") as running:
+            killed_after([running], rng.uniform(0.1, 0.6))
+        with Vault.open(path) as vault:
+            assert vault.check() == []
+            cubes = [cube for cube in vault.walk(limit=100_000) if is_searched(cube)]
+            with_vector, waiting = vault.vector_counts()
+            assert with_vector + waiting == len(cubes)
+            assert_vectors_are_of(vault, [cube for cube in cubes if cube.id in vault.vectors_of([cube.id])], embedder)
+            cut_short += with_vector > 0 and waiting > 0
+    assert cut_short
+    with Vault.open(path) as vault:
+        while EmbeddingWorker(vault, embedder).round():
+            pass
+        assert vault.vector_counts() == (len(cubes), 0)
+        assert_vectors_are_of(vault, cubes, embedder)
+        before = answers(vault, embedder)
+        assert len(before) > 3 and vault.reindex() == len(cubes)
+        assert answers(vault, embedder) == before and vault.check() == []
+
+
+def assert_vectors_are_of(vault: Vault, cubes: list[MemCube], embedder: WordEmbedder) -> None:
+    """Of the present texts."""
+    made = embedder.embed([spoken_text(cube) for cube in cubes]).astype(np.float16)
+    kept = vault.vectors_of([cube.id for cube in cubes])
+    assert len(kept) == len(cubes)
+    for cube, vector in zip(cubes, made, strict=True):
+        assert np.array_equal(kept[cube.id], vector), cube.text
+
+
+def answers(vault: Vault, embedder: WordEmbedder) -> dict[str, list[tuple[str, float]]]:
+    """What searches of each owner find, by words and by meaning, with its scores."""
+    operator = MemOperator(vault, QueryEmbedder(embedder))
+    owners = [f"{name}-{number}" for name in "ab" for number in range(3)]
+    return {
+        owner: [(hit.cube.id, round(hit.score, 5)) for hit in operator.search(owner, "tea with milk changed", top_k=50)]
+        for owner in owners
+    }
 
 
 def test_a_killed_writer_does_not_block_the_next(tmp_path: Path) -> None:

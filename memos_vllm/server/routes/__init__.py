@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from memos_vllm.server.routes import account, adapters, life, mem0, memories, namespaces, trainings
+from memos_vllm.server.routes import account, adapters, consolidation, life, mem0, memories, namespaces, trainings
 
 router = APIRouter()
 # Before memories: `/v1/memories/plan` is no memory's id.
 router.include_router(account.router)
+router.include_router(consolidation.router)
 router.include_router(memories.router)
 router.include_router(life.router)
 router.include_router(namespaces.router)

@@ -1,18 +1,26 @@
-"""What concerns a person rather than one memory: the plan of a prompt, the audit log, usage, and being forgotten."""
+"""What concerns a person rather than one memory: the plan of a prompt, exports, the audit log, usage, and being
+forgotten.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
 
 from memos_vllm.cube import timestamp
 from memos_vllm.errors import BadInput, Forbidden
+from memos_vllm.governance.export import export
 from memos_vllm.reader import call_of
-from memos_vllm.server.routes.common import COMMON, MemoryRoute, Service, User, UserId
+from memos_vllm.server.routes.common import COMMON, TOO_LARGE, MemoryRoute, Responses, Service, User, UserId
 from memos_vllm.server.routes.cursors import cursor_of, seq_of
 from memos_vllm.server.schemas_account import (
+    EXPORTED,
+    ExportRequest,
     Forgotten,
     Log,
     LogEntryBody,
@@ -26,6 +34,16 @@ from memos_vllm.vault import LogQuery
 
 router = APIRouter(prefix="/v1", responses=COMMON, route_class=MemoryRoute)
 MAX_DIGITS = 19
+LINES = "application/x-ndjson"
+CHUNK = 1 << 16
+"""Bytes of an export that are sent together, at least."""
+EXPORT: Responses = {
+    200: {
+        "description": "One cube as JSON a line.",
+        "content": {LINES: {"example": msgspec.json.encode(EXPORTED).decode() + "\n"}},
+        "headers": {"x-memos-export": {"description": "The export's number.", "schema": {"type": "string"}}},
+    }
+}
 Text = Annotated[str, Query(max_length=256)]
 
 
@@ -34,9 +52,28 @@ def plan(body: PlanRequest, service: Service, user: User) -> PlanBody:
     """Which memories a prompt with this question would be given, in which form, and why others not. Nothing is used,
     counted or generated.
     """
-    call = call_of(body.query, user, datetime.now(UTC))
+    call = call_of(body.query, user, datetime.now(UTC), service.principals(user)[1:])
     messages = [{"role": message.role, "content": message.text()} for message in body.messages]
     return PlanBody.of(service.plan(call, policy=body.policy, messages=messages), user)
+
+
+@router.post("/memories/export", response_class=StreamingResponse, responses=EXPORT | TOO_LARGE, tags=["export"])
+def export_memories(body: ExportRequest, service: Service, user: User) -> StreamingResponse:
+    """The user's own memories as they leave: redacted and watermarked, one cube as JSON a line, oldest first.
+
+    Left out are those that expired, that the key is not cleared for, and caches of pipelines; so is who else has to do
+    with them. The export stands in the audit log, and `memos-vllm trace` leads a text with its marks back to it.
+    """
+    number, cubes = export(
+        service.vault,
+        user,
+        recipient=body.recipient,
+        actor=user,
+        clearance=_narrowed(service.caller(user).clearance, body.clearance),
+        redacted=body.redact,
+        marked=body.watermark,
+    )
+    return StreamingResponse(_lines(cubes), media_type=LINES, headers={"x-memos-export": number})
 
 
 @router.get("/audit", response_model=Log, response_model_exclude_none=True, tags=["audit"])
@@ -60,11 +97,13 @@ def read_log(
     newest_first: bool = False,
 ) -> Log:
     """Who did what to the caller's memories, oldest first; a key with the role admin or auditor reads the whole log,
-    with the number and hash of each entry.
+    with the number and hash of each entry. A key that is not cleared for everything reads of what is there and what it
+    is cleared for.
     """
     whole = service.caller(user).may("audit")
     place = _place(service, user, after, whole)
-    entries = service.vault.log(
+    entries = service.log(
+        user,
         LogQuery(
             actor=actor,
             owner=_whose(service, user, owner, whole),
@@ -76,7 +115,7 @@ def read_log(
             before=place if newest_first else 0,
             limit=limit,
             newest_first=newest_first,
-        )
+        ),
     )
     last = entries[-1].seq if len(entries) == limit else None
     following = None if last is None else str(last) if whole else cursor_of(last, service.secret, user)
@@ -100,7 +139,7 @@ def verify_log(
 @router.get("/me/usage", response_model=UsageBody, tags=["me"])
 def usage(service: Service, user: User, user_id: UserId = None) -> UsageBody:
     """What the user's memories take up, and how much they may."""
-    used, limits = service.vault.usage(user), service.directory.limits_of(user)
+    used, limits = service.usage(user), service.directory.limits_of(user)
     return UsageBody(
         user_id=user,
         cubes=used.cubes,
@@ -117,9 +156,26 @@ def forget_me(service: Service, user: User, user_id: UserId = None) -> Forgotten
     rights that others gave them, and their name in the audit log. The answer proves it: no row tells of them any more.
     A key that is not cleared for all memories may not do this.
     """
-    if service.caller(user).clearance is not None:
-        raise Forbidden("This API key is not cleared for all memories of the user: use one that is.")
+    service.require_clearance(user)
     return Forgotten.of(user, *service.forget_user(user))
+
+
+def _narrowed(key: frozenset[str] | None, wanted: list[str] | None) -> frozenset[str] | None:
+    """What both a key and its request are cleared for; None for all."""
+    if key is None or wanted is None:
+        return key if wanted is None else frozenset(wanted)
+    return key & frozenset(wanted)
+
+
+def _lines(cubes: Iterator[dict[str, Any]]) -> Iterator[bytes]:
+    """The cubes as lines of JSON, many in one piece: each piece is one turn of a thread."""
+    piece = bytearray()
+    for cube in cubes:
+        piece += msgspec.json.encode(cube) + b"\n"
+        if len(piece) >= CHUNK:
+            yield bytes(piece)
+            piece.clear()
+    yield bytes(piece)
 
 
 def _whose(service: MemoryService, user: str, owner: str, whole: bool) -> str:

@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 
 from memos_vllm.cube import MemCube
 from memos_vllm.errors import BadInput, Forbidden
-from memos_vllm.governance.acl import may_write
 from memos_vllm.server.errors import error_response
 from memos_vllm.server.injection import current_memory
+from memos_vllm.server.routes.permits import if_owned, if_writable
 from memos_vllm.server.schemas import EXAMPLE_ID, ErrorBody, Memory, Written
 from memos_vllm.server.service import MemoryService
 
@@ -106,12 +106,13 @@ TOO_LARGE = {
 }
 
 
-def memory_service(request: Request) -> MemoryService:
+# These two wait for nothing: FastAPI would hand each that is no coroutine to a thread, for every request.
+async def memory_service(request: Request) -> MemoryService:
     service: MemoryService = request.app.state.memos
     return service
 
 
-def calling_user() -> str:
+async def calling_user() -> str:
     """The user the request speaks for. Raises BadInput when it does not say."""
     memory = current_memory.get()
     if memory is None or memory.caller is None:
@@ -149,16 +150,14 @@ Scoped = Annotated[Scope, Depends()]
 def writable(service: MemoryService, user: str, memory_id: str) -> MemCube:
     """The memory, if the user may change it. Raises NotFound and Forbidden."""
     cube = service.readable(user, memory_id)
-    if not may_write(cube, service.principals(user)):
-        raise Forbidden(f"You may read memory {memory_id!r} but not change it; ask its owner for the right to write.")
+    if_writable(service, user)(cube)
     return cube
 
 
 def owned(service: MemoryService, user: str, memory_id: str) -> MemCube:
     """A memory of the user's own, or of a group they are in. Raises NotFound and Forbidden."""
     cube = service.readable(user, memory_id)
-    if cube.owner not in service.principals(user):
-        raise Forbidden(f"Memory {memory_id!r} is not yours: only its owner may do this.")
+    if_owned(service, user)(cube)
     return cube
 
 

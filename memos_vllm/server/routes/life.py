@@ -24,7 +24,7 @@ from memos_vllm.server.routes.common import (
     shown,
     writable,
 )
-from memos_vllm.server.routes.permits import permit_for
+from memos_vllm.server.routes.permits import if_owned, if_writable, permit_for
 from memos_vllm.server.schemas import Memory, grants
 from memos_vllm.server.schemas_life import (
     AccessBody,
@@ -59,7 +59,10 @@ def roll_back(memory_id: MemoryId, body: RollbackRequest, service: Service, user
     writable(service, user, memory_id)
     if not service.cleared(user, [service.vault.get(memory_id, version=body.version)]):
         raise NotFound(f"Memory {memory_id} has no version {body.version} that you may read.")
-    cube = service.update(memory_id, lambda: service.vault.rollback(memory_id, body.version, actor=user))
+    cube = service.update(
+        memory_id,
+        lambda: service.vault.rollback(memory_id, body.version, actor=user, allowed=if_writable(service, user)),
+    )
     return shown(service, cube, user, event="UPDATE")
 
 
@@ -71,7 +74,8 @@ def set_state(memory_id: MemoryId, body: StateRequest, service: Service, user: U
     again; a way that does not exist is refused with 409, which names both states.
     """
     owned(service, user, memory_id)
-    return shown(service, service.transition(memory_id, body.state, actor=user), user, event="UPDATE")
+    cube = service.transition(memory_id, body.state, actor=user, allowed=if_owned(service, user))
+    return shown(service, cube, user, event="UPDATE")
 
 
 @router.get("/provenance", response_model=Provenance)
@@ -92,7 +96,8 @@ def get_access(memory_id: MemoryId, service: Service, user: User, user_id: UserI
 def set_access(memory_id: MemoryId, body: AccessRequest, service: Service, user: User) -> AccessBody:
     """Say who has access from now on; everybody else loses it."""
     owned(service, user, memory_id)
-    return AccessBody.of(service.vault.edit(memory_id, actor=user, access=grants(body.access)))
+    allowed = if_owned(service, user)
+    return AccessBody.of(service.vault.edit(memory_id, actor=user, access=grants(body.access), allowed=allowed))
 
 
 @router.post("/access", response_model=AccessBody, responses=TOO_LARGE)

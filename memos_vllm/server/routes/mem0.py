@@ -11,11 +11,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
-from memos_vllm.cube import MemCube
+from memos_vllm.cube import MemCube, Plaintext
 from memos_vllm.errors import BadInput, Forbidden, NotFound
 from memos_vllm.server.routes import memories
 from memos_vllm.server.routes.common import MemoryRoute, Scope, Scoped, Service, User, UserId, owned, writable
-from memos_vllm.server.routes.filters import query_of
+from memos_vllm.server.routes.filters import Wanted, query_of
+from memos_vllm.server.routes.memories import PAGE
 from memos_vllm.server.routes.permits import permit_for
 from memos_vllm.server.schemas import (
     AddRequest,
@@ -51,7 +52,10 @@ class ListRequest(BaseModel):
 
 
 class Page(BaseModel):
-    """One page of memories, newest first as at mem0."""
+    """One page of memories, newest first as at mem0.
+
+    count: of all memories that are meant; where nothing filters, expired ones and adapters on other pages count too.
+    """
 
     count: int
     next: str | None
@@ -147,7 +151,7 @@ def history(memory_id: str, service: Service, user: User) -> list[Change]:
 @router.get("/v1/entities/")
 def entities(service: Service, user: User) -> dict[str, Any]:
     """Whose memories the caller has: their own."""
-    count = service.vault.usage(user).cubes
+    count = service.usage(user).cubes
     results = [{"id": user, "name": user, "type": "user", "total_memories": count}] if count else []
     return {"count": len(results), "next": None, "previous": None, "results": results}
 
@@ -192,12 +196,38 @@ def _update(cube: MemCube, item: BatchItem) -> UpdateStep:
 def _page(service: Service, user: str, wanted: ListRequest, path: str) -> Page:
     """One page of what the filters let through; mem0 counts pages from 1, and all memories."""
     page, size = wanted.page or 1, wanted.page_size or 100
-    asked = query_of(SearchRequest.model_validate({"query": "", "filters": wanted.filters}))
-    found = [cube for cube in reversed(service.listed(user, user)) if not cube.expired() and asked.lets_through(cube)]
     first = (page - 1) * size
+    asked = query_of(SearchRequest.model_validate({"query": "", "filters": wanted.filters}))
+    if asked == Wanted() and service.caller(user).clearance is None:
+        cubes = service.vault.latest(user, skip=first, limit=size)
+        found = [cube for cube in cubes if _is_listed(cube)]
+        total = service.vault.usage(user).cubes
+        more, count = first + size < total, total - (len(cubes) - len(found))
+    else:
+        found, count = _filtered(service, user, asked, first, size)
+        more = first + size < count
     return Page(
-        count=len(found),
-        next=f"{path}?page={page + 1}&page_size={size}" if first + size < len(found) else None,
+        count=count,
+        next=f"{path}?page={page + 1}&page_size={size}" if more else None,
         previous=f"{path}?page={page - 1}&page_size={size}" if page > 1 else None,
-        results=[Memory.of(cube, user) for cube in found[first : first + size]],
+        results=[Memory.of(cube, user) for cube in found],
     )
+
+
+def _is_listed(cube: MemCube) -> bool:
+    """Whether it is a memory to be told of: no adapter, and not expired."""
+    return isinstance(cube.payload, Plaintext) and not cube.expired()
+
+
+def _filtered(service: Service, user: str, asked: Wanted, first: int, size: int) -> tuple[list[MemCube], int]:
+    """The memories of one page that filters and the key's clearance let through, and how many there are in all."""
+    found, count, before = [], 0, ""
+    while cubes := service.vault.latest(user, limit=PAGE, before=before):
+        for cube in service.cleared(user, cubes):
+            if not _is_listed(cube) or not asked.lets_through(cube):
+                continue
+            if first <= count < first + size:
+                found.append(cube)
+            count += 1
+        before = cubes[-1].id
+    return found, count

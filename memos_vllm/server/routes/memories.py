@@ -31,7 +31,7 @@ from memos_vllm.server.routes.common import (
     writable,
 )
 from memos_vllm.server.routes.filters import query_of
-from memos_vllm.server.routes.permits import permit_for
+from memos_vllm.server.routes.permits import if_owned, if_writable, permit_for
 from memos_vllm.server.schemas import (
     AddRequest,
     Change,
@@ -64,7 +64,9 @@ NO_NONE: dict[str, Any] = {"response_model_exclude_none": True}
 
 @router.get("/memories/health", response_model=Health, **NO_NONE)
 def health(request: Request, service: Service) -> Health:
-    """Whether the vault answers; a service key, an admin's or an auditor's also learns what it holds."""
+    """Whether the vault answers; a service key, an admin's or an auditor's that is cleared for everything also learns
+    what it holds.
+    """
     stats = service.vault.stats()
     totals = stats if _operates(service, api_key(request.headers)) else None
     return Health(status="ok", splice=service.splicer is not None, vault=totals)
@@ -75,6 +77,8 @@ def _operates(service: MemoryService, key: str | None) -> bool:
     try:
         bearer = service.ring.bearer(key)
     except Unauthorized:
+        return False
+    if bearer.clearance is not None:
         return False
     return service.ring.required and (not bearer.user or not {"admin", "auditor"}.isdisjoint(bearer.roles))
 
@@ -255,24 +259,21 @@ def update_memory(
         raise BadInput("There is nothing new: send a text, metadata or an expiry.")
     happened = timestamp(body.time() or "", "happened") or None
     expires = None if expires is None else timestamp(expires, "expires")
-    in_place = expires is not None or text is None
-    cube = (owned if in_place else writable)(service, user, memory_id)
-    if text is not None:
-        cube = service.update(
-            memory_id,
-            lambda: service.vault.update(
-                memory_id,
-                text,
-                actor=user,
-                operation=body.operation,
-                metadata=body.metadata,
-                expect=body.expect,
-                happened=happened,
-            ),
-        )
-    if in_place:
-        metadata, expect = (body.metadata, body.expect) if text is None else (None, None)
-        cube = service.vault.edit(memory_id, actor=user, expires=expires, metadata=metadata, expect=expect)
+    alone = text is not None and expires is None
+    (writable if alone else owned)(service, user, memory_id)
+    allowed = (if_writable if alone else if_owned)(service, user)
+    new: dict[str, Any] = {
+        "metadata": body.metadata,
+        "expires": expires,
+        "expect": body.expect,
+        "actor": user,
+        "allowed": allowed,
+    }
+    if text is None:
+        cube = service.vault.edit(memory_id, **new)
+    else:
+        new |= {"operation": body.operation, "happened": happened}
+        cube = service.update(memory_id, lambda: service.vault.update(memory_id, text, **new))
     return shown(service, cube, user, event="UPDATE")
 
 
@@ -283,7 +284,8 @@ def edit_memory(memory_id: MemoryId, body: EditRequest, service: Service, user: 
     changes = body.model_dump(exclude_none=True, exclude={"user_id"})
     if not changes.keys() - {"expect"}:
         raise BadInput("There is nothing to change: send tags, priority, expires or another field.")
-    return shown(service, service.vault.edit(memory_id, actor=user, **changes), user, event="UPDATE")
+    cube = service.vault.edit(memory_id, actor=user, allowed=if_owned(service, user), **changes)
+    return shown(service, cube, user, event="UPDATE")
 
 
 @router.delete("/memories/{memory_id}", response_model=Deleted, responses=MISSING)
@@ -295,7 +297,7 @@ def delete_memory(
     Copies in snapshots stay, and can bring it back, where `snapshots` does not say otherwise.
     """
     cube = owned(service, user, memory_id)
-    service.delete(memory_id, user, snapshots=snapshots)
+    service.delete(memory_id, user, snapshots=snapshots, allowed=if_owned(service, user))
     return _deleted(service, [cube], "Memory deleted.")
 
 
@@ -303,14 +305,14 @@ def delete_memory(
 def pin_memory(memory_id: MemoryId, service: Service, user: User, user_id: UserId = None) -> Memory:
     """Pin a memory: its K/V are made at once, and kept before all others."""
     owned(service, user, memory_id)
-    return shown(service, service.pin(memory_id, True, user), user)
+    return shown(service, service.pin(memory_id, True, user, allowed=if_owned(service, user)), user)
 
 
 @router.delete("/memories/{memory_id}/pin", response_model=Memory, responses=MISSING, **NO_NONE)
 def unpin_memory(memory_id: MemoryId, service: Service, user: User, user_id: UserId = None) -> Memory:
     """Let a memory's K/V go when room is short, as those of any other."""
     owned(service, user, memory_id)
-    return shown(service, service.pin(memory_id, False, user), user)
+    return shown(service, service.pin(memory_id, False, user, allowed=if_owned(service, user)), user)
 
 
 @router.get("/memories/{memory_id}/history", response_model=History, responses=MISSING)

@@ -41,14 +41,16 @@ Name = Annotated[str, Path(description="Name of a snapshot.", examples=["before 
 def list_snapshots(service: Service, user: User, user_id: UserId = None, owner: Owner = None) -> Snapshots:
     """The user's snapshots."""
     whose = owner_of(service, user, owner)
-    return Snapshots(results=[SnapshotBody.of(snapshot) for snapshot in service.vault.snapshots(whose)])
+    return Snapshots(results=[SnapshotBody.of(snapshot) for snapshot in service.snapshots(user, whose)])
 
 
 @router.post("/snapshots", response_model=SnapshotBody, responses=CONFLICT | TOO_LARGE, tags=["snapshots"])
 def take_snapshot(body: SnapshotRequest, service: Service, user: User, owner: Owner = None) -> SnapshotBody:
     """Keep the present state of all of the user's memories, or of one namespace, under a new name."""
     whose = owner_of(service, user, owner)
-    return SnapshotBody.of(service.vault.snapshot(whose, body.name, actor=user, namespace=body.namespace))
+    covers = service.covers(user)
+    taken = service.vault.snapshot(whose, body.name, actor=user, namespace=body.namespace, covers=covers)
+    return SnapshotBody.of(taken)
 
 
 @router.post(
@@ -64,14 +66,15 @@ def restore_snapshot(
     """Bring the user's memories back to a snapshot.
 
     Memories that changed get a new version with the content of then, deleted ones come back under their ids, newer
-    ones go to the archive. Who has access stays as it is now.
+    ones go to the archive. Who has access stays as it is now, and memories that the key is not cleared for as they are.
     """
     return RestoredBody.of(service.restore(owner_of(service, user, owner), name, user), user)
 
 
 @router.delete("/snapshots/{name}", response_model=Dropped, responses=NO_SNAPSHOT, tags=["snapshots"])
 def drop_snapshot(name: Name, service: Service, user: User, user_id: UserId = None, owner: Owner = None) -> Dropped:
-    """Delete a snapshot; the memories stay."""
+    """Delete a snapshot; the memories stay. A key that is not cleared for all memories may not do this."""
+    service.require_clearance(user)
     service.vault.drop_snapshot(owner_of(service, user, owner), name, actor=user)
     return Dropped(message=f"Snapshot {name!r} deleted.")
 

@@ -9,7 +9,8 @@ from fastapi import Path as PathParameter
 
 from memos_vllm.errors import BadInput
 from memos_vllm.parameter.choosing import choose, parted
-from memos_vllm.parameter.job import JobSpec
+from memos_vllm.parameter.job import JobSpec, JobStatus
+from memos_vllm.server import metrics
 from memos_vllm.server.routes.adapters import MISSING, UNUSABLE
 from memos_vllm.server.routes.common import (
     COMMON,
@@ -33,8 +34,8 @@ NO_TRAINING = error(
 TOO_MANY = error(
     409,
     "invalid_request_error",
-    "The caller has too many trainings that have not ended, or this one has.",
-    "4 trainings are waiting or running: let one end, or cancel one.",
+    "The caller has a training that has not ended, the server has many, or this one has ended.",
+    "Training 0198c0de7a1b7c3d9e5f6a7b8c9d0e1f is running: let it end, go on with it, or cancel it.",
 )
 TrainingId = Annotated[str, PathParameter(description="32 hex digits.", examples=[EXAMPLE_ID])]
 
@@ -62,7 +63,7 @@ def train(body: TrainRequest, service: Service, user: User, owner: Owner = None)
         tags=tuple(body.tags),
         activate=body.activate,
     )
-    return TrainingBody.of(service.jobs.submit(spec))
+    return _asked_for("train", service.jobs.submit(spec))
 
 
 @router.post("/retrain", response_model=TrainingBody, response_model_exclude_none=True, responses=MISSING | UNUSABLE)
@@ -85,7 +86,7 @@ def retrain(body: RetrainRequest, service: Service, user: User) -> TrainingBody:
         tags=version.tags,
         activate=body.activate,
     )
-    return TrainingBody.of(service.jobs.submit(spec))
+    return _asked_for("retrain", service.jobs.submit(spec))
 
 
 @router.get("/train", response_model=Trainings, response_model_exclude_none=True)
@@ -125,4 +126,10 @@ def resume_training(
     training_id: TrainingId, service: Service, user: User, user_id: UserId = None, owner: Owner = None
 ) -> TrainingBody:
     """Go on with a training whose process died. A server that starts does so with all of them."""
-    return TrainingBody.of(service.jobs.resume(owner_of(service, user, owner), training_id))
+    return _asked_for("resume", service.jobs.resume(owner_of(service, user, owner), training_id))
+
+
+def _asked_for(kind: str, status: JobStatus) -> TrainingBody:
+    """The answer to a request that made a training run."""
+    metrics.trainings().labels(kind).inc()
+    return TrainingBody.of(status)
