@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 from memos_vllm.bench.arguments import (
     BUNDLED,
     check_installed,
+    command_line,
     count_from,
     counts,
     default_out,
     model_name,
-    without_folder,
 )
 from memos_vllm.bench.machine import gpu_names
 from memos_vllm.errors import StartError
@@ -72,15 +71,12 @@ class AdapterOptions:
     @property
     def command(self) -> str:
         """The run as a command line without folders."""
-        words = ["memos-vllm", "bench", "adapters"]
-        if Path(self.model) != BUNDLED:
-            words += ["--model", without_folder(self.model)]
-        words += ["--users", ",".join(map(str, self.users)), "--modules", ",".join(self.modules)]
+        words = ["--users", ",".join(map(str, self.users)), "--modules", ",".join(self.modules)]
         for name in ("rounds", "warmup", "requests", "concurrency", "tokens", "words", "rank", "max_loras", "loads"):
             words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
         words += ["--registered", str(self.registered), "--splice", self.splice]
         words += ["--dtype", self.dtype, "--seed", str(self.seed)]
-        return shlex.join([*words, *(["--", *map(without_folder, self.extra)] if self.extra else [])])
+        return command_line("adapters", words, self.model, self.extra)
 
 
 def add_adapters(benches: Any) -> None:

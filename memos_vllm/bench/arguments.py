@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,13 @@ def without_folder(word: str) -> str:
     name, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
     local = value.startswith(("/", "./", "../", "~")) or ("/" in value and Path(value).exists())
     return f"{name}{equals}{Path(value).name}" if local else word
+
+
+def command_line(bench: str, words: Sequence[str], model: str, extra: Sequence[str]) -> str:
+    """A run of a benchmark as it can be typed, without folders. words: its own options, without --model."""
+    named = [] if Path(model) == BUNDLED else ["--model", without_folder(model)]
+    flags = ["--", *map(without_folder, extra)] if extra else []
+    return shlex.join(["memos-vllm", "bench", bench, *named, *words, *flags])
 
 
 def default_out(bench: str, model: str | None, gpu: bool) -> Path:

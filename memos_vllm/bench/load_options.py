@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 from memos_vllm.bench.arguments import (
     BUNDLED,
     check_installed,
+    command_line,
     count_from,
     counts,
+    default_out,
     model_name,
     without_folder,
     words_of,
@@ -57,16 +58,13 @@ class LoadOptions:
     @property
     def command(self) -> str:
         """The run as a command line without folders."""
-        words = ["memos-vllm", "bench", "load"]
-        if Path(self.model) != BUNDLED:
-            words += ["--model", without_folder(self.model)]
-        words += ["--memories", str(self.memories), "--users", str(self.users)]
+        words = ["--memories", str(self.memories), "--users", str(self.users)]
         words += ["--arms", ",".join(self.arms), "--rates", _joined(self.rates)]
         words += ["--chat-rates", _joined(self.chat_rates), "--chats", str(self.chats), "--seconds", str(self.seconds)]
         if self.embedder:
             words += ["--embedder", without_folder(self.embedder), "--embedded", str(self.embedded)]
         words += ["--seed", str(self.seed)]
-        return shlex.join([*words, *(["--", *map(without_folder, self.extra)] if self.extra else [])])
+        return command_line("load", words, self.model, self.extra)
 
 
 def add_load(benches: Any) -> None:
@@ -126,7 +124,7 @@ def load_options(args: argparse.Namespace, extra: Sequence[str]) -> LoadOptions:
         embedded=embedded,
         seed=args.seed,
         gpus=gpus,
-        out=args.out or Path("benchmarks/results") / f"load-{'gpu' if gpus else 'cpu'}",
+        out=args.out or default_out("load", args.model, bool(gpus)),
         extra=tuple(extra),
     )
 

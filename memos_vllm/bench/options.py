@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ from memos_vllm.bench.adapters_options import AdapterOptions, add_adapters
 from memos_vllm.bench.arguments import (
     BUNDLED,
     check_installed,
+    command_line,
     count_from,
     counts,
     default_out,
     model_name,
-    without_folder,
 )
 from memos_vllm.bench.load_options import LoadOptions, add_load
 from memos_vllm.bench.machine import gpu_names
@@ -53,13 +52,10 @@ class TtftOptions:
     @property
     def command(self) -> str:
         """The run as a command line without folders."""
-        words = ["memos-vllm", "bench", "ttft"]
-        if Path(self.model) != BUNDLED:
-            words += ["--model", without_folder(self.model)]
-        words += ["--contexts", ",".join(map(str, self.contexts)), "--queries", ",".join(map(str, self.queries))]
+        words = ["--contexts", ",".join(map(str, self.contexts)), "--queries", ",".join(map(str, self.queries))]
         words += ["--repetitions", str(self.repetitions), "--warmup", str(self.warmup), "--builds", str(self.builds)]
         words += ["--dtype", self.dtype, "--seed", str(self.seed)]
-        return shlex.join([*words, *(["--", *map(without_folder, self.extra)] if self.extra else [])])
+        return command_line("ttft", words, self.model, self.extra)
 
 
 Options = TtftOptions | QualityOptions | LoadOptions | RetrievalOptions | AdapterOptions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,11 @@ from memos_vllm.activation.repair import parse_policy
 from memos_vllm.bench.arguments import (
     BUNDLED,
     check_installed,
+    command_line,
     count_from,
     counts,
     default_out,
     model_name,
-    without_folder,
 )
 from memos_vllm.bench.machine import gpu_names
 from memos_vllm.errors import BadInput, StartError
@@ -53,12 +52,9 @@ class QualityOptions:
     @property
     def command(self) -> str:
         """The run as a command line without folders."""
-        words = ["memos-vllm", "bench", "quality"]
-        if Path(self.model) != BUNDLED:
-            words += ["--model", without_folder(self.model)]
-        words += ["--sizes", ",".join(map(str, self.sizes)), "--prompts", str(self.prompts)]
+        words = ["--sizes", ",".join(map(str, self.sizes)), "--prompts", str(self.prompts)]
         words += ["--policies", ",".join(self.policies), "--dtype", self.dtype, "--seed", str(self.seed)]
-        return shlex.join([*words, *(["--", *map(without_folder, self.extra)] if self.extra else [])])
+        return command_line("quality", words, self.model, self.extra)
 
 
 def add_quality(benches: Any) -> None:

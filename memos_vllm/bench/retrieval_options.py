@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memos_vllm.bench.arguments import BUNDLED, check_installed, counts, without_folder
+from memos_vllm.bench.arguments import BUNDLED, check_installed, command_line, counts, without_folder
 from memos_vllm.bench.machine import gpu_names
 from memos_vllm.bench.retrieval_stats import BUDGETS
 from memos_vllm.errors import StartError
@@ -41,12 +40,12 @@ class RetrievalOptions:
     @property
     def command(self) -> str:
         """The run as a command line without folders."""
-        words = ["memos-vllm", "bench", "retrieval", "--data", self.data.name]
+        words = ["--data", self.data.name]
         if self.embedder != _minilm():
             words += ["--embedder", without_folder(self.embedder)]
         if self.chunks != CHUNKS:
             words += ["--chunks", ",".join(map(str, self.chunks))]
-        return shlex.join([*words, *(["--", *map(without_folder, self.extra)] if self.extra else [])])
+        return command_line("retrieval", words, self.model, self.extra)
 
 
 def add_retrieval(benches: Any) -> None:

@@ -1,4 +1,6 @@
-"""The calls about a person rather than one memory: plan, export, snapshots, pipelines, log, usage, being forgotten."""
+"""The calls about a person rather than one memory: plan, export, snapshots, pipelines, log, usage, consolidation, being
+forgotten.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from memos_vllm.client.models import (
     LogPage,
     Memory,
     Plan,
+    Proposal,
     Restored,
     Snapshot,
     Usage,
@@ -123,6 +126,19 @@ def verify_log(anchor: str | None = None, *, user_id: str | None = None) -> Call
 def usage(*, user_id: str | None = None) -> Call[Usage]:
     """What the user's memories take, and how much they may."""
     return Call("GET", "/v1/me/usage", Usage, user_id)
+
+
+def consolidation(*, user_id: str | None = None) -> Call[Proposal]:
+    """Which of the user's memories an adapter should know, so that prompts can do without them.
+
+    Raises ConflictError where the server proposes nothing.
+    """
+    return Call("GET", "/v1/me/consolidation", Proposal, user_id)
+
+
+def allow_consolidation(allowed: bool = True, *, user_id: str | None = None) -> Call[Proposal]:
+    """Allow the server to make such an adapter by itself, or allow it no more. Raises ConflictError as before."""
+    return Call("PUT", "/v1/me/consolidation", Proposal, user_id, body={"allowed": allowed})
 
 
 def forget_me(*, user_id: str | None = None) -> Call[Forgotten]:

@@ -267,3 +267,37 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     figures: dict[str, float] = {}
     problems: tuple[str, ...] = ()
     error: str | None = None
+
+
+class Learn(msgspec.Struct, frozen=True, kw_only=True):
+    """A memory that an adapter should know. saves: prompt tokens a day; known: whether one does already."""
+
+    id: str
+    version: int
+    tokens: int
+    uses_a_day: float
+    saves: float
+    known: bool
+    why: str
+
+
+class Proposal(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user's adapter should know, and the prompt tokens that it saves.
+
+    gained_tokens: of a prompt, by what no adapter knows yet; lost: what the adapter was made of and has changed, as
+    `id@version`; worth: whether a training pays; why_not: why none begins by itself.
+    """
+
+    user_id: str
+    mode: str
+    allowed: bool
+    adapter: str
+    memories: tuple[Learn, ...]
+    saved_tokens: float
+    gained_tokens: float
+    saved_tokens_a_day: float
+    lost: tuple[str, ...]
+    training_seconds: float
+    worth: bool
+    why_not: str | None = None
+    training: Training | None = None

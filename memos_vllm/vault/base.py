@@ -12,6 +12,7 @@ from memos_vllm.errors import VaultUnavailable
 from memos_vllm.vault import books, keys
 from memos_vllm.vault.env import Environment, Txn
 from memos_vllm.vault.records import Usage
+from memos_vllm.vault.removals import Step
 
 Result = TypeVar("Result")
 
@@ -73,16 +74,16 @@ class Opened:
         """The cubes of an owner, oldest first."""
         return list(self._sliced("owners", lambda _, key, __: key[keys.ID_BYTES :].hex(), under=keys.digest(owner)))
 
-    def _stepwise(self, ids: Sequence[str], work: Callable[[Sequence[str], bool, Txn], Result]) -> Iterator[Result]:
-        """What `work` answers for STEP ids at a time, each in a transaction of its own.
+    def _stepwise(self, ids: Sequence[str], work: Callable[[Step, Txn], Result]) -> Iterator[Result]:
+        """What `work` answers for STEP ids at a time, each in a transaction of its own; one where there are none, too.
 
-        It is told whether the transaction is the first one; there is one where there are no ids, too. Between two of
-        them others have as long to write.
+        Between two of them others have as long to write.
         """
         for start in range(0, max(len(ids), 1), STEP):
             began = time.monotonic()
-            yield self._change(partial(work, ids[start : start + STEP], start == 0), frees=True, adds=False)
-            if start + STEP < len(ids):
+            step = Step(ids[start : start + STEP], first=start == 0, last=start + STEP >= len(ids))
+            yield self._change(partial(work, step), frees=True, adds=False)
+            if not step.last:
                 time.sleep(time.monotonic() - began)
 
     def _change(

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from memos_vllm.cube import Grant, MemCube, Namespace, Priority, Scalar, State, checked_id
+from memos_vllm.cube import Grant, MemCube, Namespace, Priority, Scalar, State, checked_id, now
 from memos_vllm.errors import Conflict
-from memos_vllm.vault import changes, forgotten, manifest, snapshots, states, tables, versions
-from memos_vllm.vault.adapters import is_adapter
+from memos_vllm.vault import changes, forgotten, manifest, removals, snapshots, states, tables, versions
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.records import Uses
+from memos_vllm.vault.removals import Removal, Step
 from memos_vllm.vault.versions import UpdateOperation
 
 _RULES = frozenset({"priority", "namespace", "expires", "half_life_days", "sensitivity"})
@@ -191,21 +191,24 @@ class Editing(KVManifest):
 
         adapters: and their adapters, which stay otherwise.
 
-        Each cube goes wholly, in transactions of STEP cubes between which others write. What ends on the way has
-        removed some of them, and doing it again goes on; what the owner had under way before is refused from the first
-        transaction on. Returns the number of cubes and the KV keys that are gone.
+        Each cube goes wholly, in transactions of STEP cubes between which others write. What ends on the way is gone on
+        with when the vault is opened next; what the owner had under way before is refused from the first transaction
+        on. Returns the number of cubes and the KV keys that are gone.
         """
+        return self._empty(Removal(owner, actor, now(), snapshots=snapshots, adapters=adapters))
 
-        def work(part: Sequence[str], first: bool, txn: Txn) -> tuple[int, list[str]]:
+    def _empty(self, removal: Removal) -> tuple[int, list[str]]:
+        def work(step: Step, txn: Txn) -> tuple[int, list[str]]:
             gone = []
-            if first:
-                forgotten.note(txn, owner, whole=False)
-                gone = manifest.doom_all(txn, manifest.pieces_of(txn, owner))
-            found = (tables.find(txn, cube_id) for cube_id in part)
-            cubes = [cube for cube in found if cube and cube.owner == owner and (adapters or not is_adapter(cube))]
-            return len(cubes), gone + _remove(txn, cubes, actor, snapshots)
+            removals.note(txn, removal, step)
+            if step.first:
+                forgotten.note(txn, removal.owner, whole=False)
+                gone = manifest.doom_all(txn, manifest.pieces_of(txn, removal.owner))
+            found = (tables.find(txn, cube_id) for cube_id in step.ids)
+            cubes = [cube for cube in found if cube and removal.takes(cube)]
+            return len(cubes), gone + _remove(txn, cubes, removal.actor, removal.snapshots)
 
-        done = [*self._stepwise(self._ids_of(owner), work)]
+        done = [*self._stepwise(self._ids_of(removal.owner), work)]
         self._bury()
         return sum(count for count, _ in done), [key for _, gone in done for key in gone]
 

@@ -7,12 +7,25 @@ from typing import NamedTuple
 
 import msgspec
 
-from memos_vllm.cube import MemCube
-from memos_vllm.vault import audit, books, changes, forgotten, index, keys, manifest, pseudonyms, registry, snapshots
+from memos_vllm.cube import MemCube, now
+from memos_vllm.vault import (
+    audit,
+    books,
+    changes,
+    forgotten,
+    index,
+    keys,
+    manifest,
+    pseudonyms,
+    registry,
+    removals,
+    snapshots,
+)
 from memos_vllm.vault.base import STEP
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.kv import KVManifest
 from memos_vllm.vault.records import AdapterRecord, Event, KVRecord, Record, Snapshot
+from memos_vllm.vault.removals import Removal, Step
 from memos_vllm.vault.tables import cubes_under, decoded, events_of, find, store, versions_of
 
 _BY_PRINCIPAL = (
@@ -48,8 +61,8 @@ class Forgetting(KVManifest):
         """Remove all that belongs to a principal, and their name from all that stays.
 
         In one transaction, after others that take their cubes, STEP at a time so that others write between them: what
-        ends on the way has removed some cubes wholly, and doing it again goes on. What they had under way is refused
-        from the first one on.
+        ends on the way is gone on with when the vault is opened next. What they had under way is refused from the first
+        one on.
 
         Cubes, versions, snapshots, adapters, K/V, index rows, uses, grants in both directions, registry entries. Events
         and audit entries stay, without the name. KV files and adapters' are unlinked when this returns. Where the actor
@@ -58,11 +71,11 @@ class Forgetting(KVManifest):
         more; bytes of removed rows may lie in free pages of the data file until it is written anew (`backup.compact`).
         """
         rows = self._env.read(lambda txn: index.rows_of(txn, principal))
-        gone, ids = _Gone(), self._ids_of(principal)
+        removal, gone, ids = Removal(principal, actor, now(), whole=True), _Gone(), self._ids_of(principal)
         if len(ids) > STEP:
-            for part in self._stepwise(ids, partial(_remove, principal, actor)):
+            for part in self._stepwise(ids, partial(_remove, removal)):
                 gone = gone.more(part)
-        report = self._change(lambda txn: _forget(txn, principal, actor, gone, rows), frees=True, adds=False)
+        report = self._change(lambda txn: _forget(txn, removal, gone, rows), frees=True, adds=False)
         self._bury()
         return report
 
@@ -95,12 +108,13 @@ class _Gone(NamedTuple):
         return _Gone(self.cubes + other.cubes, self.versions + other.versions, self.kv_keys + other.kv_keys)
 
 
-def _remove(principal: str, actor: str, ids: Sequence[str], first: bool, txn: Txn) -> _Gone:
-    """Remove some of a principal's cubes."""
-    if first:
-        forgotten.note(txn, principal, whole=True)
-    found = (find(txn, cube_id) for cube_id in ids)
-    return _remove_all(txn, [cube for cube in found if cube and cube.owner == principal], actor)
+def _remove(removal: Removal, step: Step, txn: Txn) -> _Gone:
+    """Remove some of a principal's cubes; `_forget` is to follow."""
+    if step.first:
+        removals.begin(txn, removal)
+        forgotten.note(txn, removal.owner, whole=True)
+    found = (find(txn, cube_id) for cube_id in step.ids)
+    return _remove_all(txn, [cube for cube in found if cube and removal.takes(cube)], removal.actor)
 
 
 def _remove_all(txn: Txn, cubes: Sequence[MemCube], actor: str) -> _Gone:
@@ -109,7 +123,9 @@ def _remove_all(txn: Txn, cubes: Sequence[MemCube], actor: str) -> _Gone:
     return _Gone(len(cubes), versions, tuple(record.key for record in records))
 
 
-def _forget(txn: Txn, principal: str, actor: str, before: _Gone, index_rows: int) -> ForgetReport:
+def _forget(txn: Txn, removal: Removal, before: _Gone, index_rows: int) -> ForgetReport:
+    principal, actor = removal.owner, removal.actor
+    removals.end(txn, removal)
     forgotten.note(txn, principal, whole=True)
     pieces = tuple(manifest.doom_all(txn, manifest.pieces_of(txn, principal)))
     gone = before.more(_remove_all(txn, list(cubes_under(txn, "owners", principal)), actor))

@@ -1,12 +1,13 @@
 """Vault: the durable, versioned store of cubes and of the KV manifest."""
 
+import logging
 from collections.abc import Collection, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Self
 
 from memos_vllm.cube import MemCube, Namespace, State, checked_id
-from memos_vllm.errors import NotFound
+from memos_vllm.errors import MemosError, NotFound
 from memos_vllm.vault import (
     books,
     changes,
@@ -15,6 +16,7 @@ from memos_vllm.vault import (
     manifest,
     migrations,
     provenance,
+    removals,
     tables,
     versions,
 )
@@ -32,6 +34,8 @@ from memos_vllm.vault.records import Event, Usage
 from memos_vllm.vault.registry import Registry
 from memos_vllm.vault.search import Searchable
 from memos_vllm.vault.snapshots import TimeMachine
+
+log = logging.getLogger(__name__)
 
 START_MAP_BYTES = 64 << 20
 _COUNTED = ("cubes", "versions", "events", "snapshots", "unembedded", "kv", "adapters")
@@ -82,6 +86,7 @@ class Vault(Editing, TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, 
             migrations.refresh(env)
             vault._bury()
             vault.sweep_adapters()
+            vault._finish_removals()
         return vault
 
     def add(self, cubes: Iterable[MemCube], *, actor: str) -> Cubes:
@@ -204,6 +209,17 @@ class Vault(Editing, TimeMachine, Pipelines, Forgetting, Adapters, VerifiedLog, 
             return {**counts, "kv_bytes": manifest.total_bytes(txn)}
 
         return {**self._env.read(work), **self._env.sizes()}
+
+    def _finish_removals(self) -> None:
+        """Go on with what ended on the way. What fails stays as it is until the vault is opened again."""
+        try:
+            for removal in self._env.read(removals.under_way):
+                if removal.whole:
+                    self.forget(removal.owner, actor=removal.actor)
+                else:
+                    self._empty(removal)
+        except MemosError as error:
+            log.warning("A removal that was cut short is not finished: %s", error)
 
     def close(self) -> None:
         if not self._released:

@@ -141,7 +141,8 @@ def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def open_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The memory routes of a server without keys and without engine."""
-    with running_server(tmp_path_factory.mktemp("open-api"), program=API_ONLY) as server:
+    flags = ("--memory-consolidate", "propose")
+    with running_server(tmp_path_factory.mktemp("open-api"), *flags, program=API_ONLY) as server:
         yield server
 
 

@@ -84,7 +84,7 @@ def test_nobody_gives_it_for_others(server: Server, tom: httpx.Client) -> None:
         assert willing(vault) == []
 
 
-def test_it_is_off_until_it_is_turned_on(open_api: Server, user: str) -> None:
-    with open_api.http(**{"x-memos-user-id": user}) as client:
+def test_it_is_off_until_it_is_turned_on(keyed_api: Server) -> None:
+    with keyed_api.http(authorization=f"Bearer {KEYS['maya']}") as client:
         for answer in (client.get(PATH), client.put(PATH, json={"allowed": True})):
             assert answer.status_code == 409 and "--memory-consolidate propose" in error_of(answer)

@@ -67,7 +67,7 @@ def memory(tmp_path: Path) -> str:
         ("--memory_token_budget=0", "--memory-token-budget must be a whole number from 1"),
         ("--memory-splice maybe", "--memory-splice must be on or off, not 'maybe'"),
         ("--memory-consolidate on", "--memory-consolidate must be off, propose or auto, not 'on'"),
-        ("--memory-consolidate auto", "have them served with --memory-adapters auto"),
+        ("--memory-consolidate auto", "nobody would be served: add --memory-adapters auto"),
         ("--memory-repair head", "--memory-repair: 'head' is no repair policy: use none, head:K"),
         ("--memory-repair head:0", "use none, head:K"),
         ("--memory-kv-eviction fifo", "--memory-kv-eviction: 'fifo' is no eviction policy: use lru or cost"),

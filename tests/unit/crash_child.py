@@ -188,7 +188,9 @@ class Child:
             cube = self.vault.get(self.ids[label])
             key = f"{cube.id}-{cube.version}"
             path = self.vault.path / "kv" / f"{key}.safetensors"
-            path.write_bytes(b"K" * 10)
+            aside = path.with_suffix(".partial")
+            aside.write_bytes(b"K" * 10)
+            aside.replace(path)  # whole or not at all, as the KV store writes it
             row = KVRecord(key, cube.owner, cube.id, cube.version, f"kv/{path.name}", 5, 10, "", "", 0.1)
             self.call(lambda: self.vault.put_kv(row), {})
 

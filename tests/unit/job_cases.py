@@ -45,9 +45,10 @@ def filled(memory_dir: Path) -> Path:
 def spec(memory_dir: Path, recipe: dict[str, Any], **fields: Any) -> JobSpec:
     """A training of all memories of an owner, alice where none is named."""
     owner = fields.get("owner", "alice")
-    with Vault.open(memory_dir) as vault:
-        cubes = tuple(f"{cube.id}@{cube.version}" for cube in choose(vault, owner))
-    given = {"owner": owner, "author": owner, "name": "people", "model": str(BUNDLED), "cubes": cubes} | fields
+    if "cubes" not in fields:
+        with Vault.open(memory_dir) as vault:
+            fields["cubes"] = tuple(f"{cube.id}@{cube.version}" for cube in choose(vault, owner))
+    given = {"owner": owner, "author": owner, "name": "people", "model": str(BUNDLED)} | fields
     return JobSpec(recipe=recipe, **given)
 
 
@@ -69,7 +70,10 @@ def pid_of(jobs: Jobs, job_id: str) -> int:
 
 
 def kill(jobs: Jobs, job_id: str) -> None:
+    """Kill a job's process; it is gone when this returns."""
     os.kill(pid_of(jobs, job_id), signal.SIGKILL)
+    with alone(jobs.folder / job_id / LOCK, WAIT) as mine:
+        assert mine
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Forgetting a principal: nothing of theirs is left, and their name is nowhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -9,7 +9,7 @@ import pytest
 
 from memos_vllm.cube import MemCube
 from memos_vllm.errors import Forgotten, NotFound
-from memos_vllm.vault import LogQuery, Usage, Vault, forgotten, keys, snapshots
+from memos_vllm.vault import LogQuery, Usage, Vault, forgotten, keys, removals, snapshots
 from memos_vllm.vault.audit import Noted
 from memos_vllm.vault.env import Txn
 from memos_vllm.vault.pipeline import AddStep, TransferStep
@@ -163,3 +163,36 @@ def test_a_file_that_cannot_be_removed_is_a_trace(vault: Vault) -> None:
     file.rmdir()
     with Vault.open(vault.path) as again:
         assert again.traces_of(SECRET) == {}
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["forget", "delete_owner"])
+def test_a_removal_that_is_cut_short_is_finished_at_the_next_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setattr("memos_vllm.vault.base.STEP", 3)
+    monkeypatch.setattr("memos_vllm.vault.forgetting.STEP", 3)
+    steps = iter(range(2))
+
+    def change(vault: Vault, work: Callable[[Txn], object], **how: bool) -> object:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return changed(vault, work, **how)
+
+    with Vault.open(path) as vault:
+        add(vault, *(f"tea {n}" for n in range(10)), owner="maya")
+        (theirs,) = add(vault, "rain", owner="bo", access=("maya",))
+        changed = Vault._change
+        monkeypatch.setattr(Vault, "_change", change)
+        with pytest.raises(KeyboardInterrupt):
+            vault.forget("maya", actor="ops") if whole else vault.delete_owner("maya", actor="ops")
+        monkeypatch.setattr(Vault, "_change", changed)
+        assert len(vault.list("maya")) == 4 and vault.check() == []
+        (later,) = add(vault, "milk", owner="maya")
+    with Vault.open(path) as vault:
+        assert vault.list("maya") == ([] if whole else [later])
+        assert vault.list("bo") == ([vault.get(theirs.id)])
+        assert bool(vault.traces_anywhere("maya")) != whole
+        assert len(vault.log(LogQuery(action="forget"))) == whole
+        assert vault._env.read(removals.under_way) == [] and vault.check() == []
+    with Vault.open(path) as vault:
+        assert len(vault.log(LogQuery(action="forget"))) == whole, "once"
