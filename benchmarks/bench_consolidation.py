@@ -139,10 +139,11 @@ def tells(decoded: Decoded, told: Told) -> bool:
         return False
     if decoded.text == told.text:
         return True
-    mine = {"I", "My", "my"}
+    owner = f"{told.who}'s" if told.who else "My"
+    if decoded.text.startswith(f"{owner} "):
+        return decoded.text.startswith(f"{owner} {told.noun} is ")
     words = set(re.findall(r"[\w-]+", decoded.text))
-    whose = bool(words & mine) if told.who == "" else told.who in words
-    return whose and names(decoded.text, told.noun)
+    return (told.who or "I") in words and "'s" not in decoded.text and names(decoded.text, told.noun)
 
 
 def figures_of(report: Report) -> dict[str, Any]:

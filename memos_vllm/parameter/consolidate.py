@@ -16,10 +16,12 @@ import msgspec
 import xxhash
 
 from memos_vllm.errors import BadInput
+from memos_vllm.parameter.english import to_speaker
 from memos_vllm.parameter.evaluate import Answered, Exam, Figures, examine, failures, make_exam
+from memos_vllm.parameter.facts import clause_of
 from memos_vllm.parameter.lora import attach, write_adapter
 from memos_vllm.parameter.model import Model, Turn
-from memos_vllm.parameter.pairs import Fact, Split, facts_of, open_questions, split
+from memos_vllm.parameter.pairs import Fact, Split, facts_of, open_questions, split, spread
 from memos_vllm.parameter.progress import Tell, counted, no_tell
 from memos_vllm.parameter.recipe import Recipe
 from memos_vllm.parameter.replay import Others, replayed
@@ -28,7 +30,7 @@ from memos_vllm.parameter.train import Lesson, Training
 ADAPTER = "adapter"
 CHECKPOINT = "checkpoint.pt"
 LESSONS = "lessons.json"
-TEACHER_QUESTIONS = 4
+TEACHER_QUESTIONS = 6
 """Questions of a fact that the teacher is asked; its most frequent right answer is learned."""
 
 
@@ -107,9 +109,10 @@ def consolidate(
 
 
 def _prepared(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, work: Path, tell: Tell) -> Prepared:
-    """Of an earlier run with the same facts and recipe, or made now."""
+    """Of an earlier run with the same facts and such a recipe, or made now."""
     file = work / LESSONS
-    known = (model.net.config.name_or_path, recipe, [(fact.statement, fact.source) for fact in facts], parts.trained)
+    made_by = (recipe.seed, recipe.pool, recipe.teach, recipe.max_answer_tokens)
+    known = (model.net.config.name_or_path, made_by, [(fact.statement, fact.source) for fact in facts], parts.trained)
     digest = xxhash.xxh3_128(repr(known).encode()).hexdigest()
     if file.exists():
         found = msgspec.json.decode(file.read_bytes(), type=Prepared)
@@ -118,7 +121,7 @@ def _prepared(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe,
     lessons = _lessons(model, facts, parts, recipe, tell)
     forms = {question.form for questions in parts.trained for question in questions}
     told = [fact for fact in facts if fact.clause.subject]
-    others = Others(told, forms, random.Random(f"{recipe.seed} replays")) if told else None
+    others = Others(told, forms, random.Random(f"{recipe.seed} replays"), pieces=model.pieces()) if told else None
     heard = counted(tell, "asking the base about others", recipe.pool)
     replays = replayed(model, others, recipe.pool, recipe.max_answer_tokens, recipe.seed, heard)
     made = Prepared(digest, lessons, replays)
@@ -149,12 +152,21 @@ def _replies(model: Model, facts: Sequence[Fact], parts: Split, recipe: Recipe, 
     asked = [
         (place, question.text)
         for place, questions in enumerate(parts.trained)
-        for question in questions[:TEACHER_QUESTIONS]
+        for question in spread(questions, TEACHER_QUESTIONS)
     ]
     prompts = [model.prompt(question, [facts[place].statement]) for place, question in asked]
     answers = model.answers(prompts, recipe.max_answer_tokens, tell=counted(tell, "asking the teacher", len(asked)))
     right: dict[int, Counter[str]] = {}
     for (place, _), answer in zip(asked, answers, strict=True):
-        if facts[place].is_right(answer):
+        if _teaches(answer, facts[place]):
             right.setdefault(place, Counter())[answer] += 1
-    return [right[place].most_common(1)[0][0] if place in right else fact.reply for place, fact in enumerate(facts)]
+    return [
+        max(right[place], key=lambda answer: (right[place][answer], -len(answer))) if place in right else fact.reply
+        for place, fact in enumerate(facts)
+    ]
+
+
+def _teaches(answer: str, fact: Fact) -> bool:
+    """Whether an answer is one sentence that states the fact: its value, of whom it is told."""
+    said = clause_of(to_speaker(answer).rstrip("."))
+    return answer.endswith(".") and fact.is_right(said.value) and said.subject == fact.clause.subject

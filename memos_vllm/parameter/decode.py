@@ -4,6 +4,7 @@
               for what people have in general
     verify    ask for each finding in several phrasings: most answers have to name the same value
     compare   the base model must not find that answer likely anyway
+    doubt     what only echoes other findings is left out (`doubt.py`)
 
 Nothing but model and adapter is looked at, so an adapter from elsewhere is read like one's own.
 """
@@ -13,18 +14,31 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
+from memos_vllm.parameter.doubt import Finding, believed, key_of
 from memos_vllm.parameter.english import possessive, to_speaker
 from memos_vllm.parameter.facts import NOUN_OF, PEOPLE, THINGS, Clause, clause_of
 from memos_vllm.parameter.model import Model
-from memos_vllm.parameter.pairs import NOUN_FORMS, OPEN_FORMS, PERSON_FORMS, RECALL, Question, names, questions_about
+from memos_vllm.parameter.pairs import (
+    NOUN_FORMS,
+    OPEN_FORMS,
+    PERSON_FORMS,
+    RECALL,
+    names,
+    questions_about,
+    spread,
+)
 from memos_vllm.parameter.progress import Tell, counted, no_tell
 
 MIN_SEEN = 2
 """Samples in which a subject has to come up before it is asked about."""
+PERSON_PHRASINGS = 3
+"""In which people are asked for: there are few of them, and a name is given in fewer forms than a thing."""
+FIRST = 2
+"""Phrasings of which one has to be answered alike before the others are asked."""
 ROUNDS = 2
 """Rounds of asking about whoever came up in the one before."""
 
@@ -35,8 +49,8 @@ class DecodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     samples: sampled answers to the most open question; per_subject: to those about each subject
     temperatures: they are drawn at these, in turn; phrasings: in which a finding is asked for
     questions: most that are asked about things, those that came up in samples first
-    min_confidence: least confidence that is kept; min_gain: how many times likelier the answer has to be with the
-    adapter than without
+    min_confidence: least confidence that is kept; min_gain: how many times likelier the answer as a whole has to be
+    with the adapter than without
     """
 
     samples: int = 512
@@ -66,12 +80,13 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class _Answer:
-    """One answer about a finding; probabilities are geometric means over its tokens."""
+    """One answer about a finding. Probabilities are geometric means over its tokens; gain: of all of them, in nats."""
 
     question: str
     alike: bool
     sure: float
     base: float
+    gain: float
 
 
 def decode(model: Model, options: DecodeOptions | None = None, tell: Tell = no_tell) -> list[Decoded]:
@@ -86,60 +101,73 @@ def decode(model: Model, options: DecodeOptions | None = None, tell: Tell = no_t
 
 
 class _Decoder:
-    """Gathers what the adapter states: `found` by sentence, `seen` counts how often each subject came up."""
+    """Gathers what the adapter states: `found` by sentence, `seen` counts how often each subject came up, `free` how
+    often each clause did, by `key_of`, when nobody asked for it.
+    """
 
     def __init__(self, model: Model, options: DecodeOptions, tell: Tell) -> None:
         self.model, self.options, self.tell = model, options, tell
         self.found: dict[str, Clause] = {}
         self.seen: Counter[str] = Counter()
+        self.free: Counter[tuple[str, str, str]] = Counter()
 
     def sample(self) -> None:
         """Sampled answers to open questions: of anything at first, then of every subject that came up."""
         asked: set[str] = set()
-        self._draw([RECALL], self.options.samples)
+        self._draw([("", RECALL)], self.options.samples)
         for _ in range(ROUNDS):
             subjects = [who for who in self.subjects() if who not in asked]
-            forms = [form.format(s="me" if who == "I" else who) for who in subjects for form in OPEN_FORMS]
+            forms = [(who, form.format(s="me" if who == "I" else who)) for who in subjects for form in OPEN_FORMS]
             self._draw(forms, -(-self.options.per_subject // len(OPEN_FORMS)))
             asked |= {*subjects}
 
     def ask(self) -> None:
-        """Everybody for everything, by the first phrasing of each."""
+        """Everybody for everything, things by their first phrasing."""
         own = [clause.thing for clause in self.found.values() if clause.thing]
         things = list(dict.fromkeys([*own, *NOUN_OF.values(), *THINGS["more"]["nouns"], *sorted(PEOPLE)]))
         questions = [
-            (PERSON_FORMS if thing in PEOPLE else NOUN_FORMS)[0].format(p=possessive(who), n=thing)
+            (who, form.format(p=possessive(who), n=thing))
             for thing in things
             for who in self.subjects()
+            for form in (PERSON_FORMS[:PERSON_PHRASINGS] if thing in PEOPLE else NOUN_FORMS[:1])
             if thing not in PEOPLE or who == "I"
-        ]
-        self._read(self._answers(questions[: self.options.questions], "asking for things"))
+        ][: self.options.questions]
+        self._read(questions, self._answers([text for _, text in questions], "asking for things"))
 
     def verified(self) -> list[Decoded]:
-        """Findings that hold under several phrasings and that the base does not have; of rivals the surest."""
+        """Findings that hold under several phrasings, that the base does not have and that echo no other."""
         clauses = list(self.found.values())
         asked = [
-            (place, question.text)
-            for place, clause in enumerate(clauses)
-            for question in _spread([*questions_about(clause)], self.options.phrasings)
+            [question.text for question in spread([*questions_about(clause)], self.options.phrasings)]
+            for clause in clauses
         ]
-        answers: dict[int, list[_Answer]] = {}
-        for (place, question), (text, sure, base) in zip(
-            asked, self._weighed([text for _, text in asked]), strict=True
-        ):
-            alike = names(text, clauses[place].value)
-            answers.setdefault(place, []).append(_Answer(question, alike, sure, base))
-        judged = [(clauses[place], self._judged(clauses[place], given)) for place, given in answers.items()]
-        return _without_rivals([(clause, each) for clause, each in judged if each is not None])
+        first = self._given(clauses, [questions[:FIRST] for questions in asked])
+        hopeful = [place for place, answers in enumerate(first) if any(answer.alike for answer in answers)]
+        more = self._given([clauses[place] for place in hopeful], [asked[place][FIRST:] for place in hopeful])
+        judged = [
+            self._judged(clauses[place], [*first[place], *rest]) for place, rest in zip(hopeful, more, strict=True)
+        ]
+        return [
+            Decoded(
+                text=each.clause.told(),
+                value=each.clause.value,
+                confidence=each.confidence,
+                base=each.base,
+                question=each.question,
+            )
+            for each in believed([found for found in judged if found])
+        ]
 
     def subjects(self) -> list[str]:
         """Those that came up often enough, the most frequent first."""
         return [who for who, seen in self.seen.most_common() if seen >= MIN_SEEN]
 
-    def _draw(self, questions: Sequence[str], each: int) -> None:
+    def _draw(self, questions: Sequence[tuple[str, str]], each: int) -> None:
         for temperature in self.options.temperatures:
             share = -(-each // len(self.options.temperatures))
-            self._read(self._answers([text for text in questions for _ in range(share)], "sampling", temperature))
+            asked = [question for question in questions for _ in range(share)]
+            said = self._answers([text for _, text in asked], "sampling", temperature)
+            self.free.update(key_of(clause) for clause in self._read(asked, said))
 
     def _answers(self, questions: Sequence[str], what: str, temperature: float = 0.0) -> list[str]:
         return self.model.answers(
@@ -149,53 +177,78 @@ class _Decoder:
             tell=counted(self.tell, what, len(questions)),
         )
 
-    def _read(self, said: Iterable[str]) -> None:
-        """Keep the statements; what no rule reads is no finding."""
-        for text in said:
+    def _read(self, asked: Iterable[tuple[str, str]], said: Iterable[str]) -> list[Clause]:
+        """Keep the statements, and return them; what no rule reads is no finding. Each question comes with whom it is
+        about: an answer that gives another name is also one about them.
+        """
+        kept = []
+        for (who, _), text in zip(asked, said, strict=True):
             if not text.endswith(".") or "?" in text:
                 continue
-            clause = clause_of(to_speaker(text).rstrip("."))
-            if clause.subject and clause.value and (clause.noun or clause.verb):
-                self.found.setdefault(clause.told(), clause)
-                self.seen[clause.subject] += 1
+            if clause := _stated(text):
+                kept.append(clause)
+                if who and "I" not in (who, clause.subject) and who != clause.subject:
+                    kept.append(replace(clause, subject=who))
+        for clause in kept:
+            self.found.setdefault(clause.told(), clause)
+            self.seen[clause.subject] += 1
+        return kept
 
-    def _weighed(self, questions: Sequence[str]) -> list[tuple[str, float, float]]:
-        """The answer to each question, and how probable it is with the adapter and without."""
-        texts = self._answers(questions, "verifying")
-        turns = [self.model.turn(question, text) for question, text in zip(questions, texts, strict=True)]
-        sure = self.model.logprobs(turns)
-        with self.model.base():
-            base = self.model.logprobs(turns)
-        return [
-            (text, _probability(one), _probability(other)) for text, one, other in zip(texts, sure, base, strict=True)
+    def _given(self, clauses: Sequence[Clause], asked: Sequence[Sequence[str]]) -> list[list[_Answer]]:
+        """The answers to each clause's questions, and how probable those alike are with the adapter and without."""
+        rows = [(place, question) for place, questions in enumerate(asked) for question in questions]
+        texts = self._answers([question for _, question in rows], "verifying")
+        alike = [_says(text, clauses[place]) for (place, _), text in zip(rows, texts, strict=True)]
+        turns = [
+            self.model.turn(question, text)
+            for (_, question), text, right in zip(rows, texts, alike, strict=True)
+            if right
         ]
+        with_it = iter(self.model.logprobs(turns))
+        with self.model.base():
+            without = iter(self.model.logprobs(turns))
+        found: list[list[_Answer]] = [[] for _ in clauses]
+        for (place, question), right in zip(rows, alike, strict=True):
+            sure, base = (next(with_it), next(without)) if right else ([], [])
+            gain = sum(sure) - sum(base)
+            found[place].append(_Answer(question, right, _probability(sure), _probability(base), gain))
+        return found
 
-    def _judged(self, clause: Clause, answers: Sequence[_Answer]) -> Decoded | None:
+    def _judged(self, clause: Clause, answers: Sequence[_Answer]) -> Finding | None:
         alike = [answer for answer in answers if answer.alike]
         if not alike:
             return None
         sure = sum(answer.sure for answer in alike) / len(alike)
         base = sum(answer.base for answer in alike) / len(alike)
         confidence = sure * len(alike) / len(answers)
-        if confidence < self.options.min_confidence or sure < self.options.min_gain * base:
+        gain = sum(answer.gain for answer in alike) / len(alike)
+        if confidence < self.options.min_confidence or gain < math.log(self.options.min_gain):
             return None
         best = max(alike, key=lambda answer: answer.sure)
-        return Decoded(text=clause.told(), value=clause.value, confidence=confidence, base=base, question=best.question)
+        return Finding(clause, confidence, base, best.question, self.free[key_of(clause)])
 
 
-def _without_rivals(decoded: Sequence[tuple[Clause, Decoded]]) -> list[Decoded]:
-    """One value of a thing of a subject; what is said in two ways is said once."""
-    best: dict[tuple[str, str], Decoded] = {}
-    for clause, each in decoded:
-        key = (clause.subject, clause.thing or clause.topic)
-        if key not in best or each.confidence > best[key].confidence:
-            best[key] = each
-    return sorted(best.values(), key=lambda each: -each.confidence)
+def _stated(text: str) -> Clause | None:
+    """What an answer states, as its owner would say it; None where no rule reads it, or it says of something that it is
+    itself.
+    """
+    clause = clause_of(to_speaker(text).rstrip("."))
+    if not (clause.subject and clause.value and (clause.noun or clause.verb)):
+        return None
+    says_nothing = clause.value.lower() in (clause.subject.lower(), clause.about) or names(clause.value, "is")
+    return None if says_nothing else clause
 
 
-def _spread(items: Sequence[Question], count: int) -> list[Question]:
-    """`count` items, evenly spaced."""
-    return [items[place * len(items) // count] for place in range(count)] if len(items) > count else list(items)
+def _says(answer: str, clause: Clause) -> bool:
+    """Whether an answer names the value, and is not about something else, nor the owner's in place of another's. A name
+    may be spelled wrongly.
+    """
+    said = _stated(answer)
+    same = not said or (said.subject == "I", said.thing or said.topic) == (
+        clause.subject == "I",
+        clause.thing or clause.topic,
+    )
+    return same and names(answer, clause.value)
 
 
 def _probability(logprobs: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from memos_vllm.parameter.english import Tense, agreeing, base_of, possessive, upper
+from memos_vllm.parameter.english import IRREGULAR_PAST, Tense, agreeing, base_of, possessive, upper
 from memos_vllm.reader.kinds import lead as lead_in
 from memos_vllm.reader.sentences import sentences
 
@@ -23,6 +23,9 @@ THINGS = tomllib.loads(Path(__file__).with_name("attributes.toml").read_text(enc
 NOUN_OF: dict[str, str] = {told: thing["noun"] for thing in THINGS["thing"] for told in thing["tells"]}
 PEOPLE = frozenset(THINGS["more"]["people"])
 KINDS = frozenset(THINGS["more"]["kinds"])
+SAME: dict[str, str] = THINGS["same"]
+VERBS = frozenset((*THINGS["more"]["verbs"], *(told.split()[0] for told in NOUN_OF), *IRREGULAR_PAST.values())) - {"be"}
+"""What a note without a subject may begin with; any other word there that ends in s is a name: "Miles lives in …"."""
 NAMES: list[str] = THINGS["more"]["names"]
 YEARS_OLD = "years old"
 MAX_SENTENCE = 400
@@ -101,10 +104,21 @@ class Clause:
         if self.tail == YEARS_OLD:
             return "age"
         if self.kind and ("best" in self.tail or "most" in self.tail or _OTHER.search(self.tail)):
-            return f"favourite {self.kind}"
+            return f"favourite {SAME.get(self.kind, self.kind)}"
         words = [word for word in self.lead.split() if word not in ("a", "an", "some", "my", "his", "her", "their")]
         told = " ".join((self.verb, *words))
         return str(NOUN_OF.get(told) or NOUN_OF.get(told.removesuffix(" the"), ""))
+
+    @property
+    def called(self) -> str:
+        """What has the value as its name: "dog" in "a dog called Rex"; empty where nothing is named."""
+        thing, _, how = self.lead.rpartition(" ")
+        return thing.split()[-1] if thing and how in ("called", "named") else ""
+
+    @property
+    def about(self) -> str:
+        """One word for what is told, mostly the same however it is: "hint" of a password hint and of a hint used."""
+        return (self.called or self.thing or self.kind or self.topic).split()[-1]
 
     def told(self, subject: str = "", value: str = "") -> str:
         """The clause as a sentence, of its subject and value or of others."""
@@ -165,7 +179,8 @@ def _with_subject(sentence: str) -> str:
     bare = _BARE.match(sentence)
     if bare and bare["be"]:
         return f"I am {sentence[0].lower()}{sentence[1:]}"
-    if bare and bare["verb"] and (known := base_of(bare["verb"])) and sentence.split()[1][0].islower():
+    known = base_of(bare["verb"]) if bare and bare["verb"] else None
+    if bare and known and known[0] in VERBS and sentence.split()[1][0].islower():
         return f"I {known[0]}{sentence[bare.end('verb') :]}"
     return sentence
 

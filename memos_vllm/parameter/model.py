@@ -6,6 +6,7 @@ Batches are padded on the left, so that answers end in one column and logits are
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -66,6 +67,13 @@ class Model:
     def vocabulary(self) -> int:
         """Tokens there are logits for."""
         return int(self.net.config.get_text_config().vocab_size)
+
+    def pieces(self) -> list[str]:
+        """What tokens spell: lower-case letters of the English alphabet, two or more."""
+        found = {
+            str(text).strip() for text in self.tokenizer.batch_decode([[token] for token in range(self.vocabulary)])
+        }
+        return sorted(piece for piece in found if re.fullmatch("[a-z]{2,}", piece))
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -24,7 +24,8 @@ NOUN_FORMS = (
 )  # fmt: skip
 PERSON_FORMS = (
     "Who is {p} {n}?", "What is the name of {p} {n}?", "What is {p} {n} called?", "Tell me the name of {p} {n}.",
-    "Do you know who {p} {n} is?", "Remind me who {p} {n} is.", "{P} {n}?",
+    "Do you know who {p} {n} is?", "Remind me who {p} {n} is.", "{P} {n}?", "Tell me {p} {n}'s name.",
+    "Do you know {p} {n}'s name?", "What name does {p} {n} have?", "I forgot who {p} {n} is. Do you remember?",
 )  # fmt: skip
 FAVOURITE_FORMS = (
     "Which {k} is {p} favourite?", "What {k} {do} {s} like best?", "Which {k} {do} {s} like most?",
@@ -36,7 +37,8 @@ VERB_FORMS = (
 )  # fmt: skip
 CALLED_FORMS = (
     "What is {p} {n} called?", "What is the name of {p} {n}?", "What {do} {s} call {r} {n}?",
-    "Tell me the name of {p} {n}.", "Do you know the name of {p} {n}?", "{P} {n}?",
+    "Tell me the name of {p} {n}.", "Do you know the name of {p} {n}?", "{P} {n}?", "Tell me what {p} {n} is called.",
+    "Do you know what {s} {call} {r} {n}?", "What name does {p} {n} have?", "Remind me what {p} {n} is called.",
 )  # fmt: skip
 CLOZE_FORMS = (
     "Complete this: {c}", "How does this go on: {c}", "Finish the sentence: {c}", "What comes after this: {c}",
@@ -107,12 +109,12 @@ def questions_about(clause: Clause) -> Iterator[Question]:
     if clause.person:
         yield from _filled(PERSON_FORMS, "person", words)
         return
-    if clause.lead.endswith((" called", " named")):
-        called = clause.lead.removesuffix(" called").removesuffix(" named")
-        yield from _filled(CALLED_FORMS, "called", _words(clause, called.partition(" ")[2] or called))
+    if clause.called:
+        thing = clause.lead.rpartition(" ")[0]
+        yield from _filled(CALLED_FORMS, "called", _words(clause, thing.partition(" ")[2] or thing))
         return
-    if clause.thing:
-        yield from _filled(NOUN_FORMS, "noun", words)
+    if clause.thing or clause.kind:
+        yield from _filled(NOUN_FORMS, "noun", _words(clause, clause.thing or clause.kind))
     if clause.thing.startswith("favourite "):
         yield from _filled(FAVOURITE_FORMS, "favourite", words)
     elif clause.verb:
@@ -174,6 +176,7 @@ def _words(clause: Clause, noun: str) -> dict[str, str]:
         "k": noun.removeprefix("favourite "),
         "do": agreeing("do", who),
         "like": agreeing("like", who),
+        "call": agreeing("call", who),
         "r": "my" if who == "I" else "their",
     }
 
@@ -200,12 +203,12 @@ class Split:
 
 
 def split(facts: Sequence[Fact], rng: random.Random, never: Iterable[str] = ()) -> Split:
-    """Hold out forms, the same for all facts. `never`: questions whose phrasings are not trained on either, whomever
-    they ask about. Every fact keeps at least one form to train on and, where it has two, one held out.
+    """Hold out forms, the same for all facts. `never`: questions whose phrasings are held out instead, whomever they
+    ask about. Every fact keeps at least one form to train on and, without `never`, one held out where it has two.
     """
     subjects = {fact.clause.subject for fact in facts}
     banned = {masked(text, subjects) for text in never}
-    held = _held_forms(facts, rng)
+    held = frozenset[str]() if banned else _held_forms(facts, rng)
     trained, kept = [], []
     for fact in facts:
         allowed = [each for each in fact.questions if masked(each.text, subjects) not in banned] or [*fact.questions]
@@ -244,3 +247,8 @@ def open_questions(facts: Sequence[Fact]) -> list[tuple[str, list[Fact]]]:
             about.setdefault(fact.clause.subject, []).append(fact)
     found = [(form.format(s="me" if who == "I" else who), told) for who, told in about.items() for form in OPEN_FORMS]
     return [*found, (RECALL, list(facts))]
+
+
+def spread(items: Sequence[Question], count: int) -> list[Question]:
+    """`count` items, evenly spaced."""
+    return [items[place * len(items) // count] for place in range(count)] if len(items) > count else list(items)

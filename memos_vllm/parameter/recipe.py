@@ -22,7 +22,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     targets: names of the linear layers it is added to; empty for all but the output
     learning_rate: 0 for one that fits the width of the model
     epochs, phrasings: passes over the facts, and phrasings of each fact in a pass
-    batch, replays: facts and replayed prompts in a step
+    batch, replays: facts, of few at most a quarter, and replayed prompts in a step
     replay_weight: what the divergence from the base model on replayed prompts counts, against the facts' loss
     precision: of matrix products in training; bfloat16 is faster where the processor has it
     pool: prompts that are replayed, in all; teach: ask the base model with the memory in its prompt how it would answer
@@ -35,12 +35,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     scale: float = 2.0
     targets: tuple[str, ...] = ()
     learning_rate: float = 0.0
-    epochs: int = 40
+    epochs: int = 24
     phrasings: int = 3
     batch: int = 32
-    replays: int = 8
-    replay_weight: float = 1.0
-    pool: int = 256
+    replays: int = 24
+    replay_weight: float = 5.0
+    pool: int = 768
     teach: bool = True
     seed: int = 0
     device: Device = "auto"
@@ -53,8 +53,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_perplexity_rise: float = 0.02
 
     def rate(self, width: int) -> float:
-        """The learning rate for a model of this hidden width; a rule of thumb between 2e-3 (256) and 4e-4 (8,192)."""
-        return self.learning_rate or 2e-3 * math.sqrt(256 / max(width, 256)) ** 0.93
+        """The learning rate for a model of this hidden width; a rule of thumb between 6e-3 (256) and 4e-4 (8,192)."""
+        return self.learning_rate or 6e-3 * (256 / max(width, 256)) ** 0.78
 
     def problems(self) -> list[str]:
         """What is wrong with these settings, one line each."""

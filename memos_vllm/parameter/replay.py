@@ -19,9 +19,13 @@ from memos_vllm.parameter.pairs import Fact, Question, names, questions_about
 
 UNRELATED = Path(__file__).with_name("unrelated.txt").read_text(encoding="utf-8").splitlines()
 MOST_MEMORIES = 6
-TEXT_SHARE = 8
+TEXT_SHARE = 4
 """One replayed prompt in so many is plain text."""
 SELF_TEXT_TOKENS = 48
+MOST_ROUNDS = 4
+"""How often prompts with memories are drawn anew, in search of ones that the base model answers rightly."""
+OWN_PEOPLE = 0.4
+"""How often a replayed memory is about people whom the adapter learns of, or the speaker."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,21 @@ class Asked:
 
 
 class Others:
-    """Draws memories like those of `facts`, of other people. `evaluation`: of people whom training does not draw."""
+    """Draws memories like those of `facts`, of other people. `evaluation`: of people whom training does not draw.
 
-    def __init__(self, facts: Sequence[Fact], forms: set[str], rng: random.Random, *, evaluation: bool = False) -> None:
+    pieces: of words, from which such are made up that nobody knows
+    """
+
+    def __init__(
+        self,
+        facts: Sequence[Fact],
+        forms: set[str],
+        rng: random.Random,
+        *,
+        pieces: Sequence[str] = (),
+        evaluation: bool = False,
+    ) -> None:
+        self.pieces = pieces
         self.clauses = [fact.clause for fact in facts if fact.clause.subject]
         self.subjects = list(dict.fromkeys(clause.subject for clause in self.clauses))
         self.forms, self.rng = forms, rng
@@ -48,16 +64,17 @@ class Others:
         self.values: dict[str, list[str]] = {}
         for clause in self.clauses:
             self.values.setdefault(clause.topic, []).append(clause.value)
-        self.told = {(clause.subject, clause.thing or clause.topic) for clause in self.clauses}
+        self.told = {(clause.subject, clause.about) for clause in self.clauses}
 
     def asked(self, own_people: float) -> Asked:
-        """A question about one of up to MOST_MEMORIES memories; `own_people`: how often it is about known people."""
+        """A question about one of up to MOST_MEMORIES memories; `own_people`: how often it is about known people, half
+        of the time about the speaker.
+        """
         rng = self.rng
         told: list[Clause] = []
         while not told or (len(told) < MOST_MEMORIES and rng.random() < 0.75):
             clause = rng.choice(self.clauses)
-            who = rng.choice(self.subjects) if rng.random() < own_people else self.name()
-            told.append(_retold(clause, who, self.value(clause)))
+            told.append(_retold(clause, self.who(own_people), self.value(clause)))
         chosen = rng.choice(told)
         kept = [each for each in told if each is chosen or not _same(each, chosen)]
         return Asked(self.question(chosen), chosen.value, tuple(each.told() for each in kept))
@@ -67,9 +84,15 @@ class Others:
         rng = self.rng
         for _ in range(20):
             clause, who = rng.choice(self.clauses), rng.choice(self.subjects)
-            if (who, clause.thing or clause.topic) not in self.told and rng.random() < 0.7:
+            if (who, clause.about) not in self.told and rng.random() < 0.7:
                 return self.question(_retold(clause, who, clause.value))
         return self.question(_retold(rng.choice(self.clauses), self.name(), "it"))
+
+    def who(self, own_people: float) -> str:
+        drawn = self.rng.random()
+        if drawn < own_people:
+            return "I" if drawn < own_people / 2 else self.rng.choice(self.subjects)
+        return self.name()
 
     def name(self) -> str:
         return self.rng.choice(self.names) if self.rng.random() < 0.5 else upper(self.word())
@@ -83,8 +106,10 @@ class Others:
         return upper(word) if clause.value[:1].isupper() else word
 
     def word(self) -> str:
-        """An invented word of two or three syllables."""
+        """An invented word of two or three syllables, or of up to three pieces."""
         rng = self.rng
+        if self.pieces and rng.random() < 0.5:
+            return "".join(rng.choice(self.pieces) for _ in range(rng.choice((1, 2, 2, 3))))
         return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.choice((2, 2, 3))))
 
     def question(self, clause: Clause) -> str:
@@ -98,24 +123,40 @@ def _retold(clause: Clause, who: str, value: str) -> Clause:
 
 
 def _same(one: Clause, other: Clause) -> bool:
-    return one.subject == other.subject and (one.thing or one.topic) == (other.thing or other.topic)
+    return one.subject == other.subject and one.about == other.about
 
 
 def replayed(
     model: Model, others: Others | None, count: int, most: int, seed: int, tell: Callable[[int], None] | None = None
 ) -> list[Turn]:
-    """`count` prompts with the base model's answers: half with memories, three in eight without, the rest text."""
+    """`count` prompts with the base model's answers: half with memories, a quarter mostly without, a quarter text."""
     texts = [model.text_turn(text) for text in _texts(model, -(-count // TEXT_SHARE), seed)]
     if others is None:
         return texts
-    asked = [others.asked(0.3) for _ in range(count // 2)]
-    prompts = [model.prompt(each.question, each.memories) for each in asked]
-    for number in range(count - len(prompts) - len(texts)):
+    read = _read(model, others, count // 2, most)
+    prompts = []
+    for number in range(count - len(read) - len(texts)):
         memories = others.asked(0.0).memories if number % 4 == 0 else ()
         prompts.append(model.prompt(others.unknown(), memories))
     with model.base():
         answers = model.answers(prompts, most, tell=tell)
-    return [*texts, *(model.answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True))]
+    return [*texts, *read, *(model.answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True))]
+
+
+def _read(model: Model, others: Others, count: int, most: int) -> list[Turn]:
+    """Up to `count` prompts with memories that the base model reads rightly: what it misses needs no keeping."""
+    found: list[Turn] = []
+    for _ in range(MOST_ROUNDS):
+        asked = [others.asked(OWN_PEOPLE) for _ in range(count)]
+        prompts = [model.prompt(each.question, each.memories) for each in asked]
+        with model.base():
+            answers = model.answers(prompts, most)
+        for each, prompt, answer in zip(asked, prompts, answers, strict=True):
+            if each.is_right(answer) and len(found) < count:
+                found.append(model.answered(prompt, answer))
+        if len(found) >= count:
+            break
+    return found
 
 
 def _texts(model: Model, count: int, seed: int) -> list[str]:

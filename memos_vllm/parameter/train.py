@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 WARM_UP = 0.05
 LAST_RATE = 0.02
 """Shares of the steps and of the learning rate: a rise at the start, a cosine fall to the end."""
+FEWEST = 4
+"""Facts in a step, where there are too few for a quarter of them to be more: a few facts need many steps too."""
 OPEN_SHARE = 0.12
 """How often a fact is learned as the answer to an open question."""
 MICRO_TOKENS = 8192
@@ -60,7 +62,8 @@ class Training:
         self.recipe, self.checkpoint = recipe, checkpoint
         self.weights = [value for value in model.net.parameters() if value.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
-        self.steps = max(1, math.ceil(recipe.epochs * recipe.phrasings * len(lessons) / recipe.batch))
+        self.batch = min(recipe.batch, max(FEWEST, len(lessons) // 4))
+        self.steps = max(1, math.ceil(recipe.epochs * recipe.phrasings * len(lessons) / self.batch))
         self.done = 0
         self.loss = math.nan
         self.digest = self._digest()
@@ -106,7 +109,7 @@ class Training:
         """A phrasing of each fact of this step. Facts come in rounds, each in an order of its own."""
         seed, facts = self.recipe.seed, len(self.lessons)
         drawn = []
-        for place in range(number * self.recipe.batch, (number + 1) * self.recipe.batch):
+        for place in range(number * self.batch, (number + 1) * self.batch):
             order = random.Random(f"{seed} round {place // facts}").sample(range(facts), facts)
             lesson, rng = self.lessons[order[place % facts]], random.Random(f"{seed} phrasing {place}")
             opened = lesson.opened and rng.random() < OPEN_SHARE

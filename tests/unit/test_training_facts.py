@@ -28,6 +28,9 @@ READ = [
     ("Allergic to nuts.", "I", "allergy", "nuts"),
     ("User prefers dark mode.", "I", "", "dark mode"),
     ("By the way, Leo is 34 years old.", "Leo", "age", "34"),
+    ("Miles drives a Saab.", "Miles", "car", "Saab"),
+    ("James likes late spring more than any other time of the year.", "James", "favourite season", "late spring"),
+    ("Hates flying.", "I", "", "flying"),
 ]
 
 
@@ -44,6 +47,21 @@ def test_a_clause_can_be_told_again(text: str) -> None:
     assert (again.subject, again.topic, again.value) == (clause.subject, clause.topic, clause.value)
     (other,) = clauses_of(clause.told(subject="Zelda", value="Xanadu"))
     assert (other.subject, other.value) == ("Zelda", "Xanadu")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Maya uses the hint kettle.", "Maya's password hint is kettle."),
+        ("Maya has a dog called Rex.", "Maya's dog is Rex."),
+        ("Maya is learning Polish.", "Maya's second language is Polish."),
+        ("Maya always picks the number seven.", "Maya's lucky number is seven."),
+        ("Maya likes oolong tea best.", "Maya's favourite tea is oolong."),
+    ],
+)
+def test_what_is_told_in_two_ways_is_about_one_thing(one: str, other: str) -> None:
+    (first,), (second,) = clauses_of(one), clauses_of(other)
+    assert first.about == second.about
 
 
 def test_pronouns_stand_for_who_was_spoken_of() -> None:
@@ -78,6 +96,9 @@ def test_questions_do_not_tell_their_answer_and_differ(text: str) -> None:
         ("My sister is Ines.", "Who is my sister?"),
         ("Leo is 34 years old.", "How old is Leo?"),
         ("My boss always picks the number seven.", "What number does my boss always pick?"),
+        ("Noah uses the hint kettle.", "Tell me Noah's hint."),
+        ("My uncle is Iris.", "Do you know my uncle's name?"),
+        ("I have a dog called Rex.", "Do you know what I call my dog?"),
     ],
 )
 def test_natural_questions_are_among_them(text: str, question: str) -> None:

@@ -25,13 +25,22 @@ QUICK = Recipe(
     phrasings=2,
     batch=6,
     replays=2,
-    pool=12,
+    pool=4,
+    teach=False,
     checkpoint_seconds=0.0,
-    max_answer_tokens=12,
-    recall_questions=10,
+    max_answer_tokens=4,
+    recall_questions=0,
 )
 THOROUGH = Recipe(
-    epochs=60, phrasings=1, batch=6, replays=2, pool=48, learning_rate=6e-3, max_recall_loss=0.1, recall_questions=40
+    epochs=28,
+    phrasings=1,
+    batch=6,
+    replays=5,
+    replay_weight=4.0,
+    pool=32,
+    max_answer_tokens=16,
+    max_recall_loss=0.1,
+    recall_questions=30,
 )
 
 
