@@ -39,8 +39,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     phrasings: int = 3
     batch: int = 32
     replays: int = 24
-    replay_weight: float = 5.0
-    pool: int = 768
+    replay_weight: float = 8.0
+    pool: int = 1152
     teach: bool = True
     seed: int = 0
     device: Device = "auto"

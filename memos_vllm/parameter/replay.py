@@ -24,7 +24,7 @@ TEXT_SHARE = 4
 SELF_TEXT_TOKENS = 48
 MOST_ROUNDS = 4
 """How often prompts with memories are drawn anew, in search of ones that the base model answers rightly."""
-OWN_PEOPLE = 0.4
+OWN_PEOPLE = 0.6
 """How often a replayed memory is about people whom the adapter learns of, or the speaker."""
 
 
