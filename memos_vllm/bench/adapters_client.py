@@ -16,7 +16,7 @@ import httpx
 
 from memos_vllm.bench.adapters_weights import MadeAdapter
 from memos_vllm.bench.checks import CheckFailed
-from memos_vllm.bench.servers import SERVED_NAME, Server
+from memos_vllm.bench.servers import SERVED_NAME, Server, connections
 
 BASE, VLLM, MEMOS = ARMS = ("base model", "vllm, LoRA", "memos, adapters")
 """Without LoRA; with vLLM's own, asked by model name; with the adapter that the caller's identity selects."""
@@ -135,8 +135,7 @@ class Side:
 @asynccontextmanager
 async def side(arm: str, server: Server, concurrency: int) -> AsyncIterator[Side]:
     """Connections to an arm's server, kept until the block ends."""
-    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT, limits=connections(concurrency)) as http:
         yield Side(arm, server, http)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from memos_vllm.bench.people import HARD, Fact, make_facts
-from memos_vllm.bench.servers import SERVED_NAME
+from memos_vllm.bench.servers import SERVED_NAME, connections
 from memos_vllm.vault.words import words_of
 
 TIMEOUT = 10.0
@@ -193,5 +193,4 @@ class Chats:
 
 
 def client(url: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
-    return httpx.AsyncClient(base_url=url, timeout=TIMEOUT, limits=limits)
+    return httpx.AsyncClient(base_url=url, timeout=TIMEOUT, limits=connections(CONNECTIONS))

@@ -25,6 +25,13 @@ STOP_SECONDS = 20.0
 LOG_LINES = 25
 SERVED_NAME = "model"
 """Name of the model in requests to servers started here."""
+IDLE_SECONDS = 2.0
+"""After which a connection is not used again: uvicorn closes it after 5, maybe just when a request is on its way."""
+
+
+def connections(count: int) -> httpx.Limits:
+    """For a client with so many connections to a server."""
+    return httpx.Limits(max_connections=count, max_keepalive_connections=count, keepalive_expiry=IDLE_SECONDS)
 
 
 class ServerFailed(StartError):
