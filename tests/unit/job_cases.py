@@ -27,7 +27,7 @@ ANY = {
 }
 QUICK = {"epochs": 1, "batch": 6, "max_answer_tokens": 8, "pool": 4, "teach": False, "checkpoint_seconds": 0.0, **ANY}
 LONGER = {**QUICK, "epochs": 6, "phrasings": 2}
-"""Twelve steps: enough to be killed among them."""
+"""Eighteen steps: enough to be killed among them."""
 ENDLESS = {**QUICK, "epochs": 4000}
 WAIT = 900.0
 """Seconds after which a test gives up: on a busy machine a process of the lowest priority waits long."""

@@ -60,7 +60,7 @@ def test_a_killed_training_ends_as_if_nobody_had_killed_it(memory_dir: Path) -> 
     assert os.getpriority(os.PRIO_PROCESS, pid_of(jobs, job)) == NICE
     kill(jobs, job)
     stopped = wait(jobs, job, lambda status: status.state == "interrupted")
-    assert (jobs.folder / job / WORK / CHECKPOINT).exists() and stopped.total == 12
+    assert (jobs.folder / job / WORK / CHECKPOINT).exists() and stopped.total == 18
     whole(memory_dir)
     assert Jobs(memory_dir).resume_all() == 1
     ended = wait(jobs, job, lambda status: status.state in FINAL)
