@@ -97,7 +97,7 @@ class Stage:
 
     def has(self, number: int) -> bool:
         """Whether there is a whole copy: cleaners of temporary files take single files away."""
-        return all((self.path(number) / name).is_file() for name in FILES)
+        return all(os.path.isfile(f"{self.folder}/{number}/{name}") for name in FILES)  # noqa: PTH113 - asked often
 
     def copy(self, number: int, fill: Callable[[Path], object]) -> None:
         """Have a copy, in a place that is held. `fill` makes a new folder with the files, or raises and leaves none.
@@ -124,10 +124,10 @@ class Stage:
             path.unlink()
             os.close(descriptor)
 
-    def used(self, number: int) -> None:
-        """Note that a copy is in use."""
+    def used(self, number: int, at: float) -> None:
+        """Note when a copy was last in use (seconds, Unix time)."""
         with suppress(FileNotFoundError):
-            os.utime(self.path(number))
+            os.utime(self.path(number), (at, at))
 
     def remove(self, number: int) -> None:
         """Remove a copy that was seized."""
@@ -183,7 +183,11 @@ def _prefix() -> str:
 
 
 def _remove_dead(folder: Path) -> None:
-    if (alive := _locked(folder / ALIVE, "exclusive")) is not None:
+    try:
+        alive = _locked(folder / ALIVE, "exclusive")
+    except FileNotFoundError:  # another one removed it as dead meanwhile
+        return
+    if alive is not None:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(alive)
 

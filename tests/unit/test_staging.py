@@ -110,7 +110,7 @@ def test_copies_are_told_from_the_one_used_longest_ago(stage: Stage) -> None:
         stage.copy(number, fill)
         os.utime(stage.path(number), (used, used))
     assert [copy.number for copy in stage.copies()] == [1, 2, 3]
-    stage.used(1)
+    stage.used(1, 400)
     assert [copy.number for copy in stage.copies()] == [2, 3, 1]
 
 
