@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import tempfile
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from memos_vllm.bench.adapters_client import ARMS, BASE, MEMOS, VLLM, Answered, Asked, Side, side
 from memos_vllm.bench.adapters_many import RegistryFigures, registry_figures
@@ -42,23 +43,40 @@ def bench_adapters(options: AdapterOptions, console: Console) -> None:
         base = BaseModel.read(options.model)
         registry = _registry(options, folder / "registry", base, progress)
         made = _made(options, folder / "adapters", base, progress)
-        flags = server_flags(options, folder / "memory", sum(adapter.bytes for adapter in made))
-        task = progress.add_task("starting the servers", total=len(flags))
-        with running(
-            options.model,
-            flags,
-            folder,
-            environ=server_environ(options.model, bool(options.gpus)),
-            own=OWN,
-            one_by_one=bool(options.gpus),
-            on_ready=lambda name: progress.advance(task),
-        ) as servers:
-            bench = Bench(options, folder, made, progress, random.Random(options.seed))
-            asyncio.run(bench.run(servers))
+        bench = Bench(options, made, progress, random.Random(options.seed))
+        task = progress.add_task("starting the servers", total=options.starts * len(ARMS))
+        for start in range(options.starts):
+            others = set(progress.task_ids)
+            _start(bench, start, folder / f"start-{start}", lambda name: progress.advance(task))
+            if start + 1 < options.starts:
+                _remove(progress, set(progress.task_ids) - others)
     rows = summarise_adapters(bench.samples)
     report = AdapterReport(options, machine, registry, bench.checked, bench.samples, rows)
     write_adapters(report)
     print_adapters(report, console)
+
+
+def _start(bench: Bench, start: int, folder: Path, on_ready: Callable[[str], None]) -> None:
+    """Start the servers, in an order of their own each time, and measure."""
+    options, gpu = bench.options, bool(bench.options.gpus)
+    folder.mkdir()
+    flags = server_flags(options, folder / "memory", sum(adapter.bytes for adapter in bench.made))
+    with running(
+        options.model,
+        {arm: flags[arm] for arm in bench.rng.sample(ARMS, len(ARMS))},
+        folder,
+        environ=server_environ(options.model, gpu),
+        own=OWN,
+        one_by_one=gpu,
+        on_ready=on_ready,
+    ) as servers:
+        asyncio.run(bench.run(start, folder, servers))
+
+
+def _remove(progress: Progress, tasks: Iterable[TaskID]) -> None:
+    """The bars of a start make room for those of the next."""
+    for task in tasks:
+        progress.remove_task(task)
 
 
 def server_flags(options: AdapterOptions, memory_dir: Path, size: int) -> dict[str, list[str]]:
@@ -103,24 +121,27 @@ def _made(options: AdapterOptions, folder: Path, base: BaseModel, progress: Prog
 
 @dataclass
 class Bench:
-    """One run on servers that are up; `run` fills `samples`. checked: answers that were equal, before and after."""
+    """Runs on servers that are up; `run` adds to `samples`. checked: answers that were equal, before and after."""
 
     options: AdapterOptions
-    folder: Path
     made: list[MadeAdapter]
     progress: Progress
     rng: random.Random
     samples: list[Sample] = field(default_factory=list)
     checked: int = 0
+    start: int = 0
     sides: dict[str, Side] = field(default_factory=dict)
 
     @property
     def users(self) -> list[str]:
         return [adapter.user for adapter in self.made[: max(self.options.users)]]
 
-    async def run(self, servers: dict[str, Server]) -> None:
-        """Register, check, measure every number of users round by round, time the loads, and check again."""
-        options = self.options
+    async def run(self, start: int, folder: Path, servers: dict[str, Server]) -> None:
+        """Register, check, measure every number of users round by round, time the loads, and check again.
+
+        start: which start of the servers it is; folder: for files of this start.
+        """
+        options, self.start = self.options, start
         async with AsyncExitStack() as stack:
             for arm, server in servers.items():
                 self.sides[arm] = await stack.enter_async_context(side(arm, server, options.concurrency))
@@ -138,7 +159,7 @@ class Bench:
             task = self.progress.add_task("loading", total=options.loads)
             for number, (cold, new) in enumerate(loads):
                 for arm in self.rng.sample((VLLM, MEMOS), 2):
-                    await self._load(self.sides[arm], number, cold, new)
+                    await self._load(self.sides[arm], number, cold, new, folder / f"brought-{number}")
                 self.progress.advance(task)
             await self._check(question, "checking answers again")
 
@@ -167,10 +188,11 @@ class Bench:
             seconds = await self.sides[arm].batch(asked, options.tokens, options.concurrency)
             first = [await self.sides[arm].first_token(one) for one in streamed]
             if number >= 0:
-                self.samples.append(Sample(RATE, users, arm, number, len(asked) / seconds))
-                self.samples += [Sample(TTFT, users, arm, number, value) for value in first]
+                self._add(RATE, users, arm, number, len(asked) / seconds)
+                for value in first:
+                    self._add(TTFT, users, arm, number, value)
 
-    async def _load(self, one: Side, number: int, cold: MadeAdapter, new: MadeAdapter) -> None:
+    async def _load(self, one: Side, number: int, cold: MadeAdapter, new: MadeAdapter, brought: Path) -> None:
         """Time the first token of an adapter in every place where it may be.
 
         vLLM has no adapter that it knows and has not loaded: there a cold load is its load route and the request.
@@ -189,12 +211,15 @@ class Bench:
         self._timed(WARM, one.arm, number, await one.first_token(Asked(cold.user, texts[1])))
         self._timed(HOT, one.arm, number, await one.first_token(Asked(cold.user, texts[2])))
         began = loop.time()
-        await one.bring(new, self.folder / f"brought-{number}")
+        await one.bring(new, brought)
         await one.first_token(Asked(new.user, texts[3]))
         self._timed(NEW, one.arm, number, loop.time() - began)
 
     def _timed(self, measure: str, arm: str, number: int, seconds: float) -> None:
-        self.samples.append(Sample(measure, max(self.options.users), arm, number, seconds))
+        self._add(measure, max(self.options.users), arm, number, seconds)
+
+    def _add(self, measure: str, users: int, arm: str, number: int, value: float) -> None:
+        self.samples.append(Sample(measure, users, arm, self.start, number, value))
 
 
 def check_same(user: str, theirs: Answered, ours: Answered) -> None:

@@ -32,6 +32,7 @@ class AdapterOptions:
     """Settings of `bench adapters`.
 
     users: how many users have an adapter each, one measurement for each number
+    starts: how often the servers are started anew; rounds, warmup, loads: of each start
     requests, tokens, words: of one round of one arm; tokens of an answer, words of a question
     modules: last parts of the names of the layers that the adapters change
     max_loras: slots of the engines; loads: adapters whose way into the engine is timed
@@ -41,6 +42,7 @@ class AdapterOptions:
 
     model: str
     users: tuple[int, ...]
+    starts: int
     rounds: int
     warmup: int
     requests: int
@@ -72,7 +74,18 @@ class AdapterOptions:
     def command(self) -> str:
         """The run as a command line without folders."""
         words = ["--users", ",".join(map(str, self.users)), "--modules", ",".join(self.modules)]
-        for name in ("rounds", "warmup", "requests", "concurrency", "tokens", "words", "rank", "max_loras", "loads"):
+        for name in (
+            "starts",
+            "rounds",
+            "warmup",
+            "requests",
+            "concurrency",
+            "tokens",
+            "words",
+            "rank",
+            "max_loras",
+            "loads",
+        ):
             words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
         words += ["--registered", str(self.registered), "--splice", self.splice]
         words += ["--dtype", self.dtype, "--seed", str(self.seed)]
@@ -89,7 +102,12 @@ def add_adapters(benches: Any) -> None:
     )
     bench.add_argument("--model", help="path or name (default: the bundled model)", default=argparse.SUPPRESS)
     bench.add_argument("--users", type=counts, default=USERS, help="users with an adapter each")
-    bench.add_argument("--rounds", type=count_from(2), default=15, help="measured rounds for each number of users")
+    bench.add_argument(
+        "--starts", type=count_from(1), default=1, help="times the servers are started, to measure in each"
+    )
+    bench.add_argument(
+        "--rounds", type=count_from(2), default=15, help="measured rounds of each start, for each number of users"
+    )
     bench.add_argument("--warmup", type=count_from(0), default=1, help="rounds before them that do not count")
     bench.add_argument("--requests", type=count_from(1), default=64, help="requests of a round to every arm")
     bench.add_argument("--concurrency", type=count_from(1), default=8, help="requests at a time")
@@ -103,7 +121,7 @@ def add_adapters(benches: Any) -> None:
         default=argparse.SUPPRESS,
         help=f"slots of the engines for adapters (default: {MAX_LORAS}, or the most users where that is less)",
     )
-    bench.add_argument("--loads", type=count_from(0), default=12, help="adapters whose loading is timed")
+    bench.add_argument("--loads", type=count_from(0), default=12, help="adapters whose loading is timed, of each start")
     bench.add_argument(
         "--registered", type=count_from(0), default=1000, help="adapters of a registry that is timed without a server"
     )
@@ -129,6 +147,7 @@ def adapter_options(args: argparse.Namespace, extra: Sequence[str]) -> AdapterOp
     return AdapterOptions(
         model=model,
         users=args.users,
+        starts=args.starts,
         rounds=args.rounds,
         warmup=args.warmup,
         requests=args.requests,

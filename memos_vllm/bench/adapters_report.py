@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
@@ -17,7 +18,7 @@ from memos_vllm.bench.adapters_client import MEMOS, VLLM
 from memos_vllm.bench.adapters_many import RegistryFigures
 from memos_vllm.bench.adapters_options import AdapterOptions
 from memos_vllm.bench.adapters_plot import draw_adapters
-from memos_vllm.bench.adapters_stats import LOADS, RATE, TTFT, Row, Sample
+from memos_vllm.bench.adapters_stats import LOADS, RATE, TTFT, Row, Sample, ratios_by_start
 from memos_vllm.bench.machine import in_words, vllm_version
 
 COLUMNS = ("median", "quartiles", "of vLLM's\nown LoRA", "95 % interval", "values")
@@ -78,7 +79,7 @@ def print_adapters(report: AdapterReport, console: Console) -> None:
     if options.loads:
         loads = [row for row in report.rows if row.measure in LOADS]
         console.print(_table("Time to the first token of an adapter, by where it is, ms", loads))
-    for line in overheads(report.rows):
+    for line in overheads(report.rows, report.samples):
         console.print(line)
     if report.registry is not None:
         console.print(_registry(report.registry))
@@ -89,15 +90,21 @@ def print_adapters(report: AdapterReport, console: Console) -> None:
     console.print(f"Written: {options.out}/adapters.json, adapters.csv, adapters.png", soft_wrap=True)
 
 
-def overheads(rows: Sequence[Row]) -> Iterator[str]:
-    """What the registry costs in requests/s, for each number of users."""
+def overheads(rows: Sequence[Row], samples: Sequence[Sample]) -> Iterator[str]:
+    """What the registry costs in requests/s, for each number of users; with several starts, in each of them too."""
     for row in rows:
         if (row.measure, row.arm) == (RATE, MEMOS):
-            cost, least, most = (100 * (1 - ratio) for ratio in (row.ratio, row.high, row.low))
+            here = [sample for sample in samples if (sample.measure, sample.users) == (RATE, row.users)]
+            starts = [f"{statistics.median(ratios):.3f}" for ratios in ratios_by_start(here, MEMOS)]
+            each = f" The starts by themselves: {', '.join(starts)}." if len(starts) > 1 else ""
             yield (
-                f"With {row.users} adapters memos answers {cost:.1f} % fewer requests/s than vLLM's own LoRA (95 % "
-                f"interval {least:.1f} to {most:.1f} %)."
+                f"With {row.users} adapters memos answers {_change(row.ratio)} requests/s than vLLM's own LoRA (95 % "
+                f"interval: {_change(row.low)} to {_change(row.high)}).{each}"
             )
+
+
+def _change(ratio: float) -> str:
+    return f"{100 * abs(ratio - 1):.1f} % {'fewer' if ratio < 1 else 'more'}"
 
 
 def _table(title: str, rows: Sequence[Row]) -> Table:

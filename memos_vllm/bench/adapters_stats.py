@@ -6,6 +6,7 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from memos_vllm.bench.adapters_client import ARMS, VLLM
 from memos_vllm.bench.stats import Quartiles
@@ -21,19 +22,22 @@ INTERVAL = 0.95
 
 @dataclass(frozen=True)
 class Sample:
-    """One value of one arm. round: those of the same round were measured one after another; value: 1/s or s."""
+    """One value of one arm. start: of the servers; round: of a start, those of the same round were measured one after
+    another; value: 1/s or s.
+    """
 
     measure: str
     users: int
     arm: str
+    start: int
     round: int
     value: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm's values. ratio: median over the rounds of its ratio to vLLM's own LoRA, which is measured in the same
-    round; low and high: 95 % interval of that median, by bootstrap over the rounds.
+    """One arm's values. ratio: median over the rounds of all starts of its ratio to vLLM's own LoRA, which is measured
+    in the same round; low and high: 95 % interval of that median, see `interval`.
     """
 
     measure: str
@@ -62,26 +66,43 @@ def summarise_adapters(samples: Sequence[Sample]) -> list[Row]:
 def _row(measure: str, users: int, arm: str, here: Sequence[Sample]) -> Row:
     values = [sample.value for sample in here if sample.arm == arm]
     quartiles = Quartiles.of(values)
-    mine, vllm = _by_round(here, arm), _by_round(here, VLLM)
-    ratios = [mine[number] / vllm[number] for number in sorted(mine)]
+    ratios = ratios_by_start(here, arm)
     return Row(
         measure, users, arm, len(values), quartiles.q1, quartiles.median, quartiles.q3,
-        statistics.median(ratios), *interval(ratios),
+        statistics.median(chain.from_iterable(ratios)), *interval(ratios),
     )  # fmt: skip
 
 
-def _by_round(samples: Sequence[Sample], arm: str) -> dict[int, float]:
-    """The median of each round."""
-    found: dict[int, list[float]] = {}
+def ratios_by_start(samples: Sequence[Sample], arm: str) -> list[list[float]]:
+    """An arm's ratio to vLLM's own LoRA in each round, for each start; samples: of one measure, one number of users."""
+    mine, vllm = _by_round(samples, arm), _by_round(samples, VLLM)
+    starts: dict[int, list[float]] = {}
+    for start, number in sorted(mine):
+        starts.setdefault(start, []).append(mine[start, number] / vllm[start, number])
+    return list(starts.values())
+
+
+def _by_round(samples: Sequence[Sample], arm: str) -> dict[tuple[int, int], float]:
+    """The median of each round of each start."""
+    found: dict[tuple[int, int], list[float]] = {}
     for sample in samples:
         if sample.arm == arm:
-            found.setdefault(sample.round, []).append(sample.value)
-    return {number: statistics.median(values) for number, values in found.items()}
+            found.setdefault((sample.start, sample.round), []).append(sample.value)
+    return {place: statistics.median(values) for place, values in found.items()}
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the median by the percentile bootstrap; the same for the same values."""
+def interval(starts: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The 95 % interval of the median of all values, by the percentile bootstrap; the same for the same values.
+
+    A server may be faster or slower than another of its kind for as long as it lives, so where there are several
+    starts, starts are drawn first and rounds within them. Of two or three starts this makes the interval too narrow.
+    """
     rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(DRAWS))
+
+    def draw() -> float:
+        drawn = rng.choices(starts, k=len(starts))
+        return statistics.median(chain.from_iterable(rng.choices(values, k=len(values)) for values in drawn))
+
+    medians = sorted(draw() for _ in range(DRAWS))
     cut = round(DRAWS * (1 - INTERVAL) / 2)
     return medians[cut], medians[-1 - cut]

@@ -16,14 +16,18 @@ pytestmark = pytest.mark.server
 
 
 def test_a_small_run_reports_every_arm(tmp_path: Path) -> None:
-    out, sizes = tmp_path / "out", ["--users", "1,2", "--rounds", "2", "--warmup", "0", "--requests", "4"]
+    out, sizes = (
+        tmp_path / "out",
+        ["--users", "1,2", "--starts", "2", "--rounds", "2", "--warmup", "0", "--requests", "4"],
+    )
     sizes += ["--concurrency", "2", "--tokens", "4", "--loads", "1", "--registered", "8"]
     result = bench(tmp_path, *sizes, "--out", str(out), name="adapters")
     assert result.returncode == 0, result.stdout + result.stderr
     data = json.loads((out / "adapters.json").read_text())
-    assert list(data["checks"].values()) == [4]
+    assert list(data["checks"].values()) == [2 * 4]
     assert data["registry"]["adapters"] == 8
     assert all(0 < sample["value"] < 600 for sample in data["samples"])
+    assert {(sample["start"], sample["round"]) for sample in data["samples"]} == {(0, 0), (0, 1), (1, 0), (1, 1)}
     with (out / "adapters.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     told = {(row["measure"], row["users"], row["arm"]) for row in rows}
