@@ -203,6 +203,10 @@ class MemosConnector(KVConnectorBase_V1):
         if forward_context.attn_metadata is None and not kwargs:  # the V2 runner names the requests of a forward
             self.worker_half.rest()
 
+    def has_connector_metadata(self) -> bool:
+        """vLLM asks in every layer, to wait for the layer's K/V or to hand them over: ours do not come by layers."""
+        return False
+
     def wait_for_layer_load(self, layer_name: str) -> None:
         return
 
@@ -219,12 +223,9 @@ class MemosConnector(KVConnectorBase_V1):
         return self.worker_half.take_news()
 
     def get_kv_connector_stats(self) -> MemosStats | None:
-        stats = (
-            self.scheduler_half.residency.take_stats()
-            if self.role == KVConnectorRole.SCHEDULER
-            else (self.worker_half.take_stats())
-        )
-        return None if stats.is_empty() else stats
+        if self.role == KVConnectorRole.SCHEDULER:
+            return self.scheduler_half.residency.take_stats()
+        return self.worker_half.take_stats()
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> MemosStats:

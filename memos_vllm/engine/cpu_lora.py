@@ -3,42 +3,59 @@
 vLLM gives them slot -1, which its GPU kernels skip. Its CPU ops take -1 for the last slot, and so add somebody's
 adapter to the base model's answers, and to K/V captured from it, whenever both are in one batch
 (vllm-project/vllm#48421, open). To be removed with a vLLM that has that fix.
+
+Which rows those are is looked up once for each batch: a look in every layer shows in a small model's steps.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Callable
 from typing import Any
 
-EXPANDS = ("bgmv_expand", "bgmv_expand_slice")
-"""`output[i] += weights[indices[i]] @ inputs[i]`; everything that LoRA adds goes through one of these."""
-IMPORTERS = (
-    "vllm.lora.ops.torch_ops.lora_ops",
-    "vllm.lora.ops.torch_ops",
-    "vllm.lora.punica_wrapper.punica_cpu",
-)
-"""Modules that know the ops by name; the last one may not be loaded yet, and then takes them from the one before."""
+ROWS = "memos_base_rows"
+"""Attribute of vLLM's wrapper: `[tokens, 1]`, whether a row of the batch has no adapter; None where all have one."""
+SAMPLED = "memos_base_sampled"
+"""The same for the rows that are sampled."""
 
 
 def mend() -> None:
     """Have the CPU ops skip rows without an adapter; as often as it likes."""
-    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU as Wrapper
 
-    for name in EXPANDS:
-        plain = getattr(lora_ops, name)
-        if not hasattr(plain, "__wrapped__"):
-            skipping = _skipping(plain)
-            for module in IMPORTERS:
-                if module in sys.modules:
-                    setattr(sys.modules[module], name, skipping)
+    if hasattr(Wrapper.update_metadata, "__wrapped__"):
+        return
+    Wrapper.update_metadata = _noting(Wrapper.update_metadata)
+    Wrapper.add_expand = _without(Wrapper.add_expand, ROWS)
+    Wrapper.add_lora_embedding = _without(Wrapper.add_lora_embedding, ROWS)
+    Wrapper.add_lora_logits = _without(Wrapper.add_lora_logits, SAMPLED)
 
 
-def _skipping(plain: Callable[..., None]) -> Callable[..., None]:
+def _noting(plain: Any) -> Any:
     @functools.wraps(plain)
-    def expand(inputs: Any, weights: Any, output: Any, indices: Any, *rest: Any, **options: Any) -> None:
-        """inputs: [rows, rank]; indices: [rows], -1 without an adapter; output: [rows, out], in place."""
-        plain(inputs.masked_fill((indices < 0).unsqueeze(1), 0), weights, output, indices, *rest, **options)
+    def update_metadata(self: Any, *args: Any, **options: Any) -> None:
+        plain(self, *args, **options)
+        setattr(self, ROWS, _base_rows(self.token_lora_indices))
+        setattr(self, SAMPLED, _base_rows(self.sampler_indices))
 
-    return expand
+    return update_metadata
+
+
+def _base_rows(slots: Any) -> Any:
+    rows = slots < 0
+    return rows.unsqueeze(1) if rows.any() else None
+
+
+def _without(plain: Any, name: str) -> Any:
+    """The op, `output += inputs @ weights`, with those rows of its inputs zero."""
+
+    @functools.wraps(plain)
+    def op(self: Any, output: Any, inputs: Any, *args: Any, **options: Any) -> None:
+        """inputs: [..., rows, width], or a tuple of such, for each slice of the output."""
+        rows = getattr(self, name, None)
+        if rows is not None and isinstance(inputs, tuple):
+            inputs = tuple(part.masked_fill(rows, 0) for part in inputs)
+        elif rows is not None:
+            inputs = inputs.masked_fill(rows, 0)
+        plain(self, output, inputs, *args, **options)
+
+    return op

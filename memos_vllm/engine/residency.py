@@ -184,10 +184,13 @@ class Residency:
                 self._let_go(tracked, key)
                 tracked.report["fallback"] = LOAD_FAILED
 
-    def take_stats(self) -> MemosStats:
-        """What was counted since the last call, and how full the tiers are."""
+    def take_stats(self) -> MemosStats | None:
+        """What was counted since the last call, and how full the tiers are; None where nothing is to be told."""
+        gauges = self.changed or time.monotonic() >= self.gauges_at
+        if not gauges and self.stats.is_empty():
+            return None
         stats, self.stats = self.stats, MemosStats()
-        if not self.changed and time.monotonic() < self.gauges_at:
+        if not gauges:
             return stats
         self.changed, self.gauges_at = False, time.monotonic() + GAUGE_SECONDS
         figures = self.tiers.stats()

@@ -173,7 +173,7 @@ class SchedulerHalf:
             if loads := self._loads(tracked):
                 tracked.block_ids = block_ids(tracked.request_id, output)
                 work.loads.append(RequestWork(tracked.request_id, tracked.block_ids, loads=loads))
-        for request_id, end in computed_ends(output):
+        for request_id, end in computed_ends(output) if self.tracked else ():
             built = self.tracked.get(request_id)
             if built and built.builds and not built.built and end >= built.plan.extent:
                 work.builds.append(self._build(built, block_ids(request_id, output)))

@@ -72,6 +72,9 @@ class SplicingMixin(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         half = self.half
+        if not half.tracked:  # then there is nothing to load or to repair, and the step is vLLM's own
+            half.begin_step(0, users_wait=False)
+            return super().schedule(throttle_prefills)
         reserved = min(half.wanted_tokens(self.waiting), self._reservable())
         half.begin_step(reserved, half.users_wait(self.waiting))
         self.max_num_scheduled_tokens = self.full_budget - reserved

@@ -156,16 +156,26 @@ class WorkerHalf:
 
     def take_news(self) -> StepNews | None:
         """What happened since the last call: it rides back with the step's output."""
+        if self.store.pending:
+            self._look_at_files()
+        news = self.news
+        if not (news.fetched or news.written or news.failed or news.lost):
+            return None
+        self.news = StepNews()
+        return news
+
+    def _look_at_files(self) -> None:
         for fetched in self.store.poll():
             self.news.fetched[fetched.key] = Tally(1, fetched.error)
             self.stats.time("fetch_seconds", fetched.seconds)
             self.stats.add("loaded_bytes", "disk", fetched.nbytes)
         for written in self.store.written():
             self.news.written[written.key] = Tally(1, written.error)
-        news, self.news = self.news, StepNews()
-        return news if news.fetched or news.written or news.failed or news.lost else None
 
-    def take_stats(self) -> MemosStats:
+    def take_stats(self) -> MemosStats | None:
+        """What was counted since the last call; None where that is nothing."""
+        if self.stats.is_empty():
+            return None
         stats, self.stats = self.stats, MemosStats()
         return stats
 

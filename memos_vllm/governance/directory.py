@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from memos_vllm.errors import VaultUnavailable
 from memos_vllm.governance import groups, keys, quota
 from memos_vllm.governance.keys import ApiKey
 from memos_vllm.governance.quota import NO_LIMITS, Limits, Quota
@@ -39,6 +40,22 @@ class Directory:
     def is_stale(self) -> bool:
         """Whether it is time for `refresh`."""
         return self._clock() - self._read > MAX_AGE
+
+    def confirm(self) -> bool:
+        """Whether the registry is as it was read, as far as one row tells it at once; then it is not stale any more.
+
+        Where it is not, or the vault would have to be waited for or fails: `refresh`.
+        """
+        if not self._vault.is_ready or self._lock.locked():
+            return False
+        began = self._clock()
+        try:
+            same = self._vault.registry_revision() == self.rules.revision
+        except VaultUnavailable:
+            return False
+        if same:
+            self._read = began
+        return same
 
     def refresh(self) -> None:
         """Read the registry where it has changed; blocks. Raises VaultUnavailable."""

@@ -17,10 +17,12 @@ from memos_vllm.engine import lora_resolver
 from memos_vllm.engine.lora_resolver import OpenedAdapter, opened_adapter
 from memos_vllm.errors import BadInput, MemosError, NotFound
 from memos_vllm.governance.identity import Caller
+from memos_vllm.parameter.learned import is_proposed
 from memos_vllm.parameter.registry import AdapterEntry, AdapterVersion
 from memos_vllm.server import metrics
 from memos_vllm.server.chat import fall_back
 from memos_vllm.server.injection import RequestMemory, current_memory
+from memos_vllm.server.lookups import looked_up
 from memos_vllm.vault.states import HOT
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class AdapterDoor:
 
     def __init__(self, desk: AdapterDesk, models: Any, uses: UseBook, knowledge: Knowledge) -> None:
         self.desk, self.uses, self.knowledge = desk, uses, knowledge
+        self._registry = desk.registry
         self._models, self._plain_list = models, models.show_available_models
 
     def install(self) -> None:
@@ -73,24 +76,26 @@ class AdapterDoor:
 
     async def _named(self, caller: Caller, model: str) -> Seat | None:
         try:
-            version = await to_thread.run_sync(self._resolved, caller, model)
+            version = await looked_up(self._registry.vault, self._registry.resolve, caller, model)
+            await self._check(version)
         except (NotFound, BadInput):  # it may be one of vLLM's own modules
             return None
         return await self.desk.take(version)
 
-    def _resolved(self, caller: Caller, model: str) -> AdapterVersion:
-        return self.knowledge.checked(self.desk.registry.resolve(caller, model))
-
-    def _default_of(self, caller: Caller) -> AdapterVersion | None:
-        version = self.desk.registry.default_of(caller)
-        return version if version is None else self.knowledge.checked(version)
+    async def _check(self, version: AdapterVersion) -> None:
+        """Raises AdapterInactive, VaultUnavailable."""
+        if is_proposed(version):  # then every memory it was made of is looked at
+            await to_thread.run_sync(self.knowledge.checked, version)
 
     async def _default(self, caller: Caller, memory: RequestMemory) -> Seat | None:
         if not (self.knowledge.auto and memory.generates and memory.mode in ("read", "readwrite")):
             return None
         try:
-            version = await to_thread.run_sync(self._default_of, caller)
-            return None if version is None else await self.desk.take(version)
+            version = await looked_up(self._registry.vault, self._registry.default_of, caller)
+            if version is None:
+                return None
+            await self._check(version)
+            return await self.desk.take(version)
         except MemosError as error:
             logger.warning("the base model answers in place of a default adapter: %s", error)
             memory.adapter = NO_ADAPTER
@@ -103,7 +108,7 @@ class AdapterDoor:
         memory = current_memory.get()
         if memory is None or memory.caller is None:
             return listed
-        entries = await to_thread.run_sync(self.desk.registry.list, memory.caller)
+        entries = await to_thread.run_sync(self._registry.list, memory.caller)
         cards = [self._card(entry, memory.caller.user) for entry in entries if _may_answer(entry)]
         own = {card.id for card in cards}
         listed.data = [*(card for card in listed.data if card.id not in own), *cards]

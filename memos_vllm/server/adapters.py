@@ -1,9 +1,9 @@
 """Adapters on their way into the engine: who may use which, its copy, its slot in the workers, and its end.
 
 A request takes a *seat* for its adapter before vLLM sees it, and again in `EngineClient.generate` for as long as the
-engine works on it. While somebody sits, the version's copy stays where the workers may read it. A version that was
-removed from the registry, or a copy for which there is no room any more, leaves once its seat is empty: first the
-worker's slot, then the files.
+engine works on it. While somebody sits, and a little longer, the version's copy stays where the workers may read it. A
+version that was removed from the registry, or a copy for which there is no room any more, leaves once its seat is
+empty: first the worker's slot, then the files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FORGET_AFTER = 600.0
 
 @dataclass(eq=False)
 class Seat:
-    """One version of an adapter in one API server. users: requests that need it now.
+    """One version of an adapter in one API server. users: requests that need it now; left: when there last were any.
 
     accepted: whether the engine has loaded it once: its weights never change.
     """
@@ -50,11 +50,15 @@ class Seat:
     users: int = 0
     hold: Hold | None = None
     accepted: bool = False
-    left: float = 0.0
+    left: float = field(default_factory=time.time)
 
     @property
     def busy(self) -> bool:
         return self.users > 0 or self.lock.locked()
+
+    def idle(self) -> float:
+        """Seconds since it was last needed."""
+        return 0.0 if self.busy else time.time() - self.left
 
 
 class AdapterDesk:
@@ -83,7 +87,7 @@ class AdapterDesk:
             seat = self._seats[version.int_id] = Seat(version, self._request(version))
         seat.users += 1
         try:
-            if seat.hold is None or not seat.accepted:
+            if seat.hold is None or not seat.accepted or (seat.users == 1 and not self.stage.has(version.int_id)):
                 async with seat.lock:
                     await self._prepare(seat)
         except BaseException:
@@ -92,14 +96,9 @@ class AdapterDesk:
         return seat
 
     def leave(self, seat: Seat) -> None:
-        """Give a seat back."""
+        """Give a seat back. Its copy is held on for a while: to lock it anew for every request takes time."""
         seat.users -= 1
-        if seat.users == 0:
-            seat.left = time.monotonic()
-            if seat.hold is not None:
-                self.stage.used(seat.version.int_id)
-                seat.hold.release()
-                seat.hold = None
+        seat.left = time.time()
 
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> AsyncGenerator[Any, None]:
         """vLLM's `generate`; a request with an adapter of ours keeps its seat until its last output."""
@@ -123,6 +122,7 @@ class AdapterDesk:
     async def tidy(self) -> None:
         """Let go what was removed from the registry, and what has no room. Raises MemosError, OSError."""
         self._leaving |= await to_thread.run_sync(self._removed)
+        self._release(REST)
         copies = await to_thread.run_sync(self.stage.copies)
         excess = sum(copy.bytes for copy in copies) - self.budget
         for copy in copies:
@@ -137,24 +137,30 @@ class AdapterDesk:
         name = adapter_name(version.engine_name, version.digest)
         return LoRARequest(name, version.int_id, str(self.stage.path(version.int_id)))
 
+    def _release(self, after: float) -> None:
+        """Let copies go that nobody here has needed for so many seconds."""
+        for number, seat in self._seats.items():
+            if seat.hold is not None and not seat.busy and seat.idle() >= after:
+                self.stage.used(number, seat.left)
+                seat.hold.release()
+                seat.hold = None
+
     async def _prepare(self, seat: Seat) -> None:
         if seat.hold is None:
-            seat.hold = await self._copied(seat.version)
+            seat.hold = await self._held(seat.version.int_id)
+        await self._copy(seat.version)
         if not seat.accepted:
             await self._accept(seat)
 
-    async def _copied(self, version: AdapterVersion) -> Hold:
-        number = version.int_id
+    async def _held(self, number: int) -> Hold:
         while (hold := self.stage.hold(number)) is None:  # noqa: ASYNC110 - another process may be removing it
             await asyncio.sleep(0.01)
-        try:
-            if not self.stage.has(number):
-                with metrics.adapter_stage_seconds().time():
-                    await asyncio.to_thread(self.stage.copy, number, self._filling(version))
-        except BaseException:
-            hold.release()
-            raise
         return hold
+
+    async def _copy(self, version: AdapterVersion) -> None:
+        if not self.stage.has(version.int_id):
+            with metrics.adapter_stage_seconds().time():
+                await asyncio.to_thread(self.stage.copy, version.int_id, self._filling(version))
 
     def _filling(self, version: AdapterVersion) -> Callable[[Path], object]:
         def fill(folder: Path) -> None:
@@ -193,7 +199,7 @@ class AdapterDesk:
     async def _evict(self, number: int) -> bool:
         """Free a version's slot in the workers and remove its copy; False while it is in use anywhere."""
         seat = self._seats.get(number)
-        if seat is not None and seat.busy:
+        if seat is not None and (seat.busy or seat.hold is not None):
             return False
         taken = self.stage.seize(number)
         if taken is None:
@@ -207,9 +213,8 @@ class AdapterDesk:
         return True
 
     def _forget_seats(self, copied: set[int]) -> None:
-        before = time.monotonic() - FORGET_AFTER
         for number, seat in [*self._seats.items()]:
-            if not seat.busy and number not in copied and seat.left < before:
+            if seat.hold is None and number not in copied and seat.idle() > FORGET_AFTER:
                 del self._seats[number]
 
     async def _run(self) -> None:
@@ -223,4 +228,5 @@ class AdapterDesk:
                 except Exception:  # the copies must stay as long as the server does
                     logger.exception("copies of adapters are not cleaned up")
         finally:
+            self._release(0.0)
             self.stage.close()

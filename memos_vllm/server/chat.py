@@ -41,6 +41,7 @@ from memos_vllm.server.injection import (
     SplicePrompt,
     current_memory,
 )
+from memos_vllm.server.lookups import looked_up
 from memos_vllm.server.prompt import Message, Split, Unrenderable, last_user_text, texts_of
 from memos_vllm.server.rendering import ChatRenderer
 from memos_vllm.server.service import MemoryService
@@ -111,6 +112,7 @@ class ChatHooks:
             logger.exception("memory is left out of a request")
             fall_back(memory, "internal-error")
         request.cache_salt = salt
+        memory.composed = True
         return await self._plain_preprocess(request, messages, **rendering)  # type: ignore[no-any-return]
 
     async def _compose(
@@ -121,6 +123,8 @@ class ChatHooks:
         user, query = memory.caller.user, last_user_text(messages)
         if memory.named is not None:
             cubes = [*memory.named]
+        elif await looked_up(self._service.vault, self._service.vault.is_bare, memory.caller.principals):
+            return None
         else:
             choose = partial(
                 self._service.choose, user, query, messages=messages, policy=memory.policy, known=memory.known
@@ -204,6 +208,7 @@ class ChatHooks:
         finally:
             request.kv_transfer_params = None
         memory.cubes, memory.splice, memory.prompt_ids = prompt.cubes, prompt.splice, inputs[0]["prompt_token_ids"]
+        memory.composed = True
         if prompt.splice.fallback:
             fall_back(memory, prompt.splice.fallback)
         self._service.uses.note_prompt(prompt.cubes)

@@ -178,6 +178,7 @@ class RequestMemory:
     `conversation`: what the request calls its conversation; `turn`: what its user said, until the engine answers.
     `generates`: whether a model answers it; `model`: what it calls that model; `adapter`: the user's adapter that
     answers, `none` where it could not; `known`: memories, as `id@version`, that it has learned.
+    `composed`: whether it is settled which memories its prompt has.
     """
 
     caller: Caller | None = None
@@ -194,6 +195,7 @@ class RequestMemory:
     turn: Turn | None = None
     client_salt: str | None = None
     cubes: tuple[MemCube, ...] = ()
+    composed: bool = False
     prompt_ids: list[int] = field(default_factory=list)
     splice: SplicePrompt = field(default_factory=SplicePrompt)
     fallback: str | None = None
@@ -214,6 +216,11 @@ class RequestMemory:
     def awaits_engine(self) -> bool:
         """Whether the headers still lack what the engine is about to tell."""
         return bool(self.prompt_ids) and self.report is None
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more will come to the headers."""
+        return not self.awaits_engine and (self.composed or not self.wanted)
 
     @property
     def tells(self) -> bool:

@@ -85,11 +85,12 @@ class MemoryMiddleware:
         self._gate = TenantGate()
 
     async def _follow_rules(self, service: MemoryService) -> None:
-        """Have the registry looked at where it is time: once for all who wait, and never behind slow memory routes.
+        """Have the registry looked at where it is time, and read where it has changed: once for all who wait, and never
+        behind slow memory routes.
 
         Raises VaultUnavailable where keys are needed: whether one was revoked is not known then.
         """
-        if not service.directory.is_stale():
+        if not service.directory.is_stale() or service.directory.confirm():
             return
         async with self._looking:
             if not service.directory.is_stale():
@@ -133,10 +134,11 @@ class MemoryMiddleware:
 
 
 class HeldSend:
-    """Holds the response's start back until the engine's report, or the end, is there.
+    """Holds the response's start back until all is there that the headers tell, the engine's report among it.
 
     A streaming answer's first event may come before the engine's first output (`/v1/responses` does that), and headers
-    cannot follow events; so such early events wait too.
+    cannot follow events; so such early events wait too. Where no memory is in the prompt nothing waits: what client and
+    server do with headers takes time that is not to be added to that of the first token.
     """
 
     def __init__(self, memory: RequestMemory, send: Send) -> None:
@@ -150,7 +152,7 @@ class HeldSend:
             await self._send(message)
             return
         self._held.append(message)
-        starts = message["type"] == "http.response.start"
+        starts = message["type"] == "http.response.start" and not self._memory.settled
         early = self._memory.awaits_engine and message.get("more_body", False) and len(self._held) < MAX_HELD
         if starts or early:
             return

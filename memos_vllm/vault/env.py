@@ -86,6 +86,11 @@ class Environment:
             self._env.close()
             raise
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a transaction would begin at once now; while the map grows it waits for those that are open."""
+        return self._gate.is_open
+
     def read(self, work: Callable[[Txn], Result]) -> Result:
         """`work` on a snapshot. Raises VaultUnavailable."""
         return self._run(lambda txn: work(Txn(txn, self._databases)), write=False)
@@ -185,7 +190,7 @@ class Environment:
             self._env.close()
             self._use.end()
 
-    def _open(self, map_size: int) -> lmdb.Environment:
+    def _open(self, map_size: int, tries: int = 10) -> lmdb.Environment:
         try:
             return lmdb.open(
                 str(self.folder),
@@ -196,6 +201,10 @@ class Environment:
                 max_dbs=len(DATABASES),
                 readahead=False,
             )
+        except lmdb.MapResizedError as error:  # another process has just grown it
+            if tries == 1:
+                raise self._no_start(error) from error
+            return self._open(map_size, tries - 1)
         except lmdb.Error as error:
             raise self._no_start(error) from error
 

@@ -14,10 +14,15 @@ class Gate:
         self._resizing = False
         self._alone = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a transaction would begin without waiting now."""
+        return not self._resizing and not self._alone
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: not self._resizing and not self._alone)
+            self._changed.wait_for(lambda: self.is_open)
             self._inside += 1
         try:
             yield

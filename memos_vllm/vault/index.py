@@ -72,6 +72,12 @@ def partition_of(txn: Txn, principal: str) -> Partition | None:
     return Partition(*PARTITION.unpack(stored))
 
 
+def finds(txn: Txn, principal: str) -> bool:
+    """Whether there is anything that a principal may read."""
+    partition = partition_of(txn, principal)
+    return partition is not None and partition.cubes > 0
+
+
 def is_current(txn: Txn) -> bool:
     """Whether the index has this version's layout and words; if not, `rebuild` it."""
     return txn.get("meta", _FORMAT) == _format()

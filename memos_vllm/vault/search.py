@@ -24,6 +24,16 @@ class Searchable(Opened):
         """`work` on one snapshot of the vault; it may run again, and keeps nothing of the transaction."""
         return self._env.read(work)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a read would begin at once now, as it nearly always does: else it waits for others to end."""
+        return self._env.is_ready
+
+    def is_bare(self, principals: Iterable[str]) -> bool:
+        """Whether no search can find any of these anything."""
+        names = [*principals]
+        return self._env.read(lambda txn: not any(index.finds(txn, name) for name in names))
+
     def reindex(self) -> int:
         """Make the search index anew from the cubes, in one transaction; returns how many are in it."""
         return self._writable().write(index.rebuild)

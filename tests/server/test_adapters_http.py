@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -28,6 +29,7 @@ from tests.server.adapter_cases import (
 from tests.server.adapter_damage import DAMAGES
 from tests.server.conftest import KEYS, MODEL_NAME, SERVICE_KEY, Server, key_file, running_server
 from tests.server.test_activation_http import metric, wait
+from tests.unit.adapter_cases import share_slower
 
 pytestmark = pytest.mark.server
 
@@ -167,6 +169,25 @@ def test_nobody_learns_of_anothers_adapter(maya: httpx.Client, tom: httpx.Client
     with httpx.Client(base_url=str(tom.base_url)) as stranger:
         assert stranger.get("/v1/models").status_code == 401
         assert stranger.get("/v1/adapters").status_code == 401
+
+
+def test_the_time_an_answer_takes_tells_nothing_of_anothers_adapter(maya: httpx.Client, tom: httpx.Client) -> None:
+    """Not even of one that the engine holds ready."""
+    add(maya, "secret", 1)
+    assert chat(maya, "secret").status_code == 200
+
+    def seconds(name: str) -> tuple[float, float]:
+        answers = chat(tom, f"maya/{name}"), tom.get(f"/v1/adapters/maya/{name}")
+        assert [answer.status_code for answer in answers] == [404, 404]
+        return answers[0].elapsed.total_seconds(), answers[1].elapsed.total_seconds()
+
+    times: dict[str, list[tuple[float, float]]] = {"secret": [], "absent": []}
+    rng = Random(0)
+    for _ in range(100):
+        for name in rng.sample([*times], 2):
+            times[name].append(seconds(name))
+    for there, absent in zip(zip(*times["secret"], strict=True), zip(*times["absent"], strict=True), strict=True):
+        assert 0.3 < share_slower(there, absent) < 0.7
 
 
 def test_what_is_shared_may_be_named_with_its_owner(

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,3 +110,12 @@ def add(
 ) -> AdapterVersion:
     """An adapter with weights of its own for each seed."""
     return registry.add(owner, name, files(tmp_path / "incoming", seed=seed), author=owner, **how)
+
+
+def share_slower(one: Sequence[float], other: Sequence[float]) -> float:
+    """How often a time of the one is longer than one of the other, among all pairs: 0.5 where nothing tells them apart.
+
+    The statistic of Mann and Whitney; for n times each and no difference its standard deviation is sqrt(1 / 6n).
+    """
+    pairs = np.subtract.outer(np.array(one), np.array(other))
+    return float((pairs > 0).mean() + (pairs == 0).mean() / 2)

@@ -2,7 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from random import Random
+from time import perf_counter
 
 import pytest
 
@@ -11,7 +14,7 @@ from memos_vllm.errors import AdapterInactive, AdapterUnusable, BadInput, Confli
 from memos_vllm.governance.identity import Caller
 from memos_vllm.parameter.registry import AdapterRegistry
 from memos_vllm.vault import Vault
-from tests.unit.adapter_cases import BO, MAYA, add, base, files, registry_of
+from tests.unit.adapter_cases import BO, MAYA, add, base, files, registry_of, share_slower
 
 READ = (Grant("bo"),)
 
@@ -129,6 +132,27 @@ def test_what_a_caller_may_not_see_does_not_exist(
     assert len(said) == 1, "the words must not tell an adapter of another user from none"
     assert registry.list(BO) == [] and registry.resolve(MAYA, "poet").version == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_time_it_takes_tells_nothing_of_anothers_adapter(registry: AdapterRegistry, tmp_path: Path) -> None:
+    """What is another's takes as long as what is nobody's; one's own, which is read, takes longer."""
+    add(registry, tmp_path, activate=True)
+
+    def seconds(caller: Caller, name: str) -> float:
+        began = perf_counter()
+        with suppress(NotFound):
+            registry.resolve(caller, name)
+        return perf_counter() - began
+
+    probes = ((BO, "maya/poet"), (BO, "maya/none"), (MAYA, "poet"), (MAYA, "none"))
+    times: dict[tuple[Caller, str], list[float]] = {probe: [] for probe in probes}
+    rng = Random(0)
+    for _ in range(3000):
+        for probe in rng.sample(probes, len(probes)):  # what is asked before leaves its traces in the caches
+            times[probe].append(seconds(*probe))
+    anothers, nobodys, own, absent = (times[probe] for probe in probes)
+    assert 0.4 < share_slower(anothers, nobodys) < 0.6
+    assert share_slower(own, absent) > 0.9
 
 
 def test_sharing(registry: AdapterRegistry, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(principal=people, query=texts)
     def search(self, principal: str, query: str) -> None:
         readable = [cube for cube in self.held.values() if principal in cube.readers() and cube.header.state in HOT]
+        assert self.vault.is_bare([principal]) == (not readable)
         expected = naive_scores(readable, query)
         best = max(expected.values(), default=1.0)
         hits = self.operator.search(principal, query, top_k=50, using=["lexical"])
@@ -132,6 +133,14 @@ def vault(tmp_path: Path) -> Iterator[Vault]:
 
 def add(vault: Vault, *words: str, owner: str = "maya", **fields: Any) -> list[MemCube]:
     return vault.add([MemCube.plaintext(text, owner=owner, **fields) for text in words], actor=owner)
+
+
+def test_who_can_find_nothing_is_told_from_who_can(vault: Vault) -> None:
+    (cube,) = add(vault, "green tea", access=("bo",))
+    assert vault.is_bare([]) and vault.is_bare(["ann", "group:tea"])
+    assert not vault.is_bare(["maya"]) and not vault.is_bare(["ann", "bo"])
+    vault.transition(cube.id, "archived", actor="maya")
+    assert vault.is_bare(["maya", "bo"])
 
 
 def write(vault: Vault, work: Callable[[Txn], object]) -> None:

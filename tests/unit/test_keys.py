@@ -145,6 +145,23 @@ def test_a_directory_sees_changes_within_its_age(vault: Vault) -> None:
     assert directory.limits_of("bo") == Limits(cubes=10, rps=5.0)
 
 
+def test_a_directory_is_confirmed_only_where_nothing_changed(vault: Vault) -> None:
+    clock = Clock()
+    directory = Directory(vault, clock=clock)
+    assert not directory.confirm(), "it has never been read"
+    directory.refresh()
+    for change in (False, True):
+        clock.now += MAX_AGE + 0.01
+        if change:
+            groups.add(vault, "staff", ["maya"], actor="a")
+        assert directory.confirm() is not change and directory.is_stale() is change
+    directory.refresh()
+    assert directory.groups_of("maya") == ("staff",) and directory.confirm()
+    clock.now += MAX_AGE + 0.01
+    vault.close()
+    assert not directory.confirm() and directory.is_stale(), "of a vault that fails nothing is known"
+
+
 def test_a_group_of_the_same_name_inherits_nothing(vault: Vault) -> None:
     groups.add(vault, "staff", ["maya"], actor="a")
     (shared,) = vault.add([MemCube.plaintext("tea", owner="maya", access=["group:staff"])], actor="maya")

@@ -1,4 +1,4 @@
-"""The door while memory is in trouble or busy: requests that need none of it go on."""
+"""The door: requests that need no memory go on while it is in trouble or busy; headers wait for what they tell."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from starlette.types import Message
 
 from memos_vllm.governance import keys
 from memos_vllm.governance.directory import Directory
+from memos_vllm.governance.identity import Caller
 from memos_vllm.governance.ring import KeyRing
-from memos_vllm.server.middleware import MemoryMiddleware
+from memos_vllm.server.injection import EngineReport, RequestMemory
+from memos_vllm.server.middleware import MAX_HELD, HeldSend, MemoryMiddleware
 from memos_vllm.vault import Vault
 
 
@@ -82,3 +84,68 @@ def test_busy_threads_hold_nobody_up(tmp_path: Path) -> None:
         service = service_of(vault, clock)
         clock.now += 60
         assert asyncio.run(run()) == 200
+
+
+CALLER = Caller("maya", bound=True)
+STARTS = {"type": "http.response.start", "status": 200, "headers": []}
+REPORT = EngineReport.plain(cached=0, prompt_tokens=3)
+
+
+def piece(text: str, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": text.encode(), "more_body": more}
+
+
+class Sent:
+    """What comes out of the door of the answer of one request."""
+
+    def __init__(self, memory: RequestMemory) -> None:
+        self.messages: list[Message] = []
+        self._held = HeldSend(memory, self._take)
+
+    async def _take(self, message: Message) -> None:
+        self.messages.append(message)
+
+    def after(self, *messages: Message) -> list[str]:
+        """Of the answer so far: its pieces, and the names of its headers before them."""
+        for message in messages:
+            asyncio.run(self._held({**message, "headers": []} if message is STARTS else message))
+        texts = [
+            ",".join(name.decode() for name, _ in message["headers"]) if "headers" in message else message["body"]
+            for message in self.messages
+        ]
+        return [text if isinstance(text, str) else text.decode() for text in texts]
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        RequestMemory(caller=CALLER, carries_memory=True, composed=True, adapter="style@v1"),
+        RequestMemory(caller=CALLER, carries_memory=True, mode="off", adapter="style@v1"),
+        RequestMemory(caller=CALLER, generates=True, adapter="style@v1"),
+    ],
+)
+def test_headers_that_wait_for_nothing_do_not_wait_for_the_first_token(memory: RequestMemory) -> None:
+    (names,) = Sent(memory).after(STARTS)
+    assert "x-memos-adapter" in names
+
+
+def test_headers_wait_for_the_prompt_and_for_the_engine() -> None:
+    memory = RequestMemory(caller=CALLER, carries_memory=True)
+    sent = Sent(memory)
+    assert sent.after(STARTS) == []
+    memory.composed, memory.prompt_ids = True, [1, 2, 3]
+    assert sent.after(piece("early")) == []
+    memory.report = REPORT
+    names, *pieces = sent.after(piece("token"), piece("", more=False))
+    assert "x-memos-computed-tokens" in names and pieces == ["early", "token", ""]
+
+
+def test_headers_of_a_request_that_was_refused_come_with_its_end() -> None:
+    names, text = Sent(RequestMemory(caller=CALLER, carries_memory=True)).after(STARTS, piece("no", more=False))
+    assert "x-memos-cubes" in names and text == "no"
+
+
+def test_headers_never_wait_for_ever() -> None:
+    memory = RequestMemory(caller=CALLER, carries_memory=True, composed=True, prompt_ids=[1])
+    found = Sent(memory).after(STARTS, *[piece(str(number)) for number in range(MAX_HELD)])
+    assert found[1:] == [str(number) for number in range(MAX_HELD)]

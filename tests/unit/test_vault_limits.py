@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
 from memos_vllm.cube import MemCube, now
-from memos_vllm.errors import Conflict, NotFound, VaultFull
+from memos_vllm.errors import Conflict, NotFound, StartError, VaultFull
 from memos_vllm.vault import LogQuery, Vault
 from memos_vllm.vault.base import Opened
 from memos_vllm.vault.env import Txn
@@ -151,6 +152,28 @@ def test_several_processes_write_at_once(path: Path) -> None:
         assert vault.check() == []
         assert [len(vault.list(name)) for name in names] == [30] * 4
         assert len(vault.readable("all")) == 120 and vault.revision("all") == 4 * 90
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_map_that_grows_while_it_is_opened(path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """LMDB says so where another process did it between two of its reads of the file."""
+    plain, left = lmdb.open, [None] * times
+
+    def grown(*args: Any, **options: Any) -> Any:
+        if left:
+            left.pop()
+            error = lmdb.MapResizedError("mdb_txn_begin")
+            error.__dict__["code"] = -30785  # as LMDB's own have one
+            raise error
+        return plain(*args, **options)
+
+    monkeypatch.setattr(lmdb, "open", grown)
+    if times > 1:
+        with pytest.raises(StartError, match="Cannot open"):
+            Vault.open(path)
+        left.clear()
+    with Vault.open(path) as vault:
+        assert vault.check() == []
 
 
 def test_a_full_vault_loses_nothing_and_can_be_emptied(path: Path) -> None:
