@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,8 @@ ANSWER_TOKENS = 16
 """Tokens of the answers that are compared."""
 STREAMED = 4
 """Requests of a round, one at a time, whose first token is timed."""
+SETTLE = 1.5
+"""Seconds before an arm's turn: the workers of the one before look for work, without a pause, for a second more."""
 OWN = {BASE: {"VLLM_PLUGINS": ""}, VLLM: {"VLLM_PLUGINS": "", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}}
 """Variables of vLLM's own servers: no plugin, ours among them, and its route for adapters."""
 
@@ -158,8 +160,8 @@ class Bench:
             loads = zip(self.made[len(self.users) :: 2], self.made[len(self.users) + 1 :: 2], strict=True)
             task = self.progress.add_task("loading", total=options.loads)
             for number, (cold, new) in enumerate(loads):
-                for arm in self.rng.sample((VLLM, MEMOS), 2):
-                    await self._load(self.sides[arm], number, cold, new, folder / f"brought-{number}")
+                async for one in self._turns((VLLM, MEMOS)):
+                    await self._load(one, number, cold, new, folder / f"brought-{number}")
                 self.progress.advance(task)
             await self._check(question, "checking answers again")
 
@@ -184,13 +186,19 @@ class Bench:
         order = self.rng.sample(names, users)
         asked = [Asked(order[place % users], self._question()) for place in range(options.requests)]
         streamed = [Asked(self.rng.choice(names), self._question()) for _ in range(STREAMED)]
-        for arm in self.rng.sample(ARMS, len(ARMS)):
-            seconds = await self.sides[arm].batch(asked, options.tokens, options.concurrency)
-            first = [await self.sides[arm].first_token(one) for one in streamed]
+        async for one in self._turns(ARMS):
+            seconds = await one.batch(asked, options.tokens, options.concurrency)
+            first = [await one.first_token(each) for each in streamed]
             if number >= 0:
-                self._add(RATE, users, arm, number, len(asked) / seconds)
+                self._add(RATE, users, one.arm, number, len(asked) / seconds)
                 for value in first:
-                    self._add(TTFT, users, arm, number, value)
+                    self._add(TTFT, users, one.arm, number, value)
+
+    async def _turns(self, arms: Sequence[str]) -> AsyncIterator[Side]:
+        """The arms in an order of their own, each once the servers have come to rest."""
+        for arm in self.rng.sample(arms, len(arms)):
+            await asyncio.sleep(SETTLE)
+            yield self.sides[arm]
 
     async def _load(self, one: Side, number: int, cold: MadeAdapter, new: MadeAdapter, brought: Path) -> None:
         """Time the first token of an adapter in every place where it may be.

@@ -143,4 +143,16 @@ def _turn_on_splicing(memory: MemoryConfig, args: argparse.Namespace) -> None:
     )
     model = getattr(args, "model_tag", None) or args.model
     engine_args = AsyncEngineArgs.from_cli_args(argparse.Namespace(**{**vars(args), "model": model}))
-    check_engine(engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER))
+    engine_config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    check_engine(engine_config)
+    keep_cores(engine_config.parallel_config.local_world_size)
+
+
+def keep_cores(workers: int) -> None:
+    """Have vLLM compute on as many cores of a CPU as without a connector, unless told otherwise.
+
+    It leaves one to its scheduler for each worker, and another one where there is a KV connector: ours runs in the
+    worker's own steps.
+    """
+    if current_platform.is_cpu():
+        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", str(workers))

@@ -175,3 +175,8 @@ def test_an_unknown_repair_policy_is_a_clear_400(told: Server) -> None:
     answer = ask(told, "Where do I live?", service("maya", x_memos_repair="most"))
     assert answer.status_code == 400
     assert "none, head:K" in answer.json()["error"]["message"]
+
+
+def test_vllm_keeps_as_many_cores_as_without_a_connector(told: Server) -> None:
+    """It would leave one more to a KV connector of the worker, beside that of its scheduler."""
+    assert "local_world_size=1, reserve_cpu_num=1\n" in told.log.read_text()
