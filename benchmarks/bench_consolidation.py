@@ -111,6 +111,7 @@ def stage_forget(args: argparse.Namespace, persona: Persona, recipe: Recipe, tel
         tell=tell,
     )
     return figures_of(forgotten.report) | {
+        "problems": list(forgotten.problems),
         "seconds": time.perf_counter() - began,
         "proof": msgspec.to_builtins(forgotten.proof),
         "forgotten": [persona.told[place].text for place in gone],
@@ -171,7 +172,7 @@ STAGES: dict[str, Callable[[argparse.Namespace, Persona, Recipe, Tell], dict[str
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Every stage that is not done yet."""
-    recipe = recipe_from({"seed": args.seed, **json.loads(args.recipe)})
+    settings = {"seed": args.seed, **json.loads(args.recipe)}
     persona = make(args.seed, args.facts)
     args.work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
@@ -184,7 +185,7 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
                 def tell(what: str, done: int, total: int, task: Any = task) -> None:
                     progress.update(task, description=what, completed=done, total=total or None)
 
-                found = measure(args, persona, recipe, tell)
+                found = measure(args, persona, recipe_from(settings, forgets=stage == "forget"), tell)
                 file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             results[stage] = json.loads(file.read_text(encoding="utf-8"))
     return results

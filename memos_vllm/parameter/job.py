@@ -34,7 +34,7 @@ import msgspec
 from memos_vllm.cube import is_id, new_id, now
 from memos_vllm.errors import BadInput, Conflict, NotFound
 from memos_vllm.parameter.names import checked_name
-from memos_vllm.parameter.recipe import recipe_from
+from memos_vllm.parameter.recipe import Recipe, recipe_from
 
 JOBS = "jobs"
 SPEC, STATUS, LOCK, CANCEL, LOG, WORK = "spec.json", "status.json", "lock", "cancel", "log", "work"
@@ -73,6 +73,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tags: tuple[str, ...] = ()
     activate: bool = False
     proposed: bool = False
+
+    def checked_recipe(self) -> Recipe:
+        """The recipe with its defaults. Raises BadInput."""
+        return recipe_from(self.recipe, forgets=bool(self.forgotten))
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +123,7 @@ class Jobs:
     def create(self, spec: JobSpec) -> JobStatus:
         """Write a job down without starting it. Raises BadInput, Conflict where too many wait."""
         checked_name(spec.name)
-        recipe_from(spec.recipe)
+        spec.checked_recipe()
         if not spec.cubes:
             raise BadInput("There are no memories to learn: choose others.")
         self.folder.mkdir(mode=0o700, exist_ok=True)

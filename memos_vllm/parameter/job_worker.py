@@ -32,7 +32,6 @@ from memos_vllm.parameter.job import (
 )
 from memos_vllm.parameter.learned import LEARNED, PROPOSED, learned_in
 from memos_vllm.parameter.progress import no_tell
-from memos_vllm.parameter.recipe import recipe_from
 from memos_vllm.parameter.registry import MAX_RANK, AdapterFiles, AdapterRegistry, Caller
 from memos_vllm.vault import Vault
 
@@ -127,7 +126,7 @@ def _made(vault: Vault, spec: JobSpec, folder: Path, tell: Tell) -> None:
     from memos_vllm.parameter.forgetting import retrain
     from memos_vllm.parameter.model import Model
 
-    recipe = recipe_from(spec.recipe)
+    recipe = spec.checked_recipe()
     if known := _stored(vault, spec, folder.name):
         finish(folder, "done", adapter=known)
         return

@@ -13,6 +13,11 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 MAX_RANK = 512
 MAX_SEED = 2**32 - 1
+REST_ACCURACY = 0.88
+"""`min_accuracy`, where none is given, of an adapter that is made anew to forget something: of what it still knows.
+
+A little less than of others: whoever wants something forgotten is not to keep it for the sake of the rest.
+"""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,10 +83,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return found
 
 
-def recipe_from(fields: dict[str, Any]) -> Recipe:
-    """A recipe of plain data; what is missing has its default. Raises BadInput."""
+def recipe_from(fields: dict[str, Any], *, forgets: bool = False) -> Recipe:
+    """A recipe of plain data; what is missing has its default. forgets: for an adapter made anew. Raises BadInput."""
     try:
-        recipe = msgspec.convert(fields, Recipe)
+        recipe = msgspec.convert({"min_accuracy": REST_ACCURACY, **fields} if forgets else fields, Recipe)
     except msgspec.ValidationError as error:
         raise BadInput(f"Not a recipe: {error}.") from error
     if problems := recipe.problems():

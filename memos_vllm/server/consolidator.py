@@ -18,6 +18,7 @@ from memos_vllm.governance.consent import allows
 from memos_vllm.governance.identity import Caller
 from memos_vllm.parameter.job import FINAL, Jobs, JobSpec, JobStatus
 from memos_vllm.parameter.learned import is_proposed, made_of, sources_of
+from memos_vllm.parameter.recipe import Recipe
 from memos_vllm.parameter.registry import AdapterEntry, AdapterVersion
 from memos_vllm.scheduler.clock import DAY, seconds_of
 from memos_vllm.scheduler.consolidation import LEAST_SAVED, Look, Proposal, look
@@ -36,9 +37,9 @@ AGAIN = DAY
 """Seconds between two trainings of one user."""
 MOST_SECONDS = 6 * 3_600.0
 """A training that is expected to take longer is left to people."""
-RANK = 16
-WORK_OF_A_MEMORY = 92_000.0
-"""Floating-point operations for each weight of the model: 40 passes in 3 phrasings, as many replays, 64 tokens each."""
+RECIPE = Recipe()
+WORK_OF_A_MEMORY = 6.0 * 64 * RECIPE.epochs * RECIPE.phrasings * (1 + RECIPE.replays / RECIPE.batch)
+"""Floating-point operations for each weight of the model: six for each of 64 tokens of a phrasing or a replay."""
 CPU_SPEED = 2e10
 """Floating-point operations a second that a processor is taken to do until a training has shown it."""
 LOOKING_SECONDS = 2.0
@@ -128,7 +129,7 @@ class Consolidator:
             name=NAME,
             model=self.model,
             cubes=proposal.sources,
-            recipe={"device": "cpu", "rank": min(RANK, self.registry.max_rank)},
+            recipe={"device": "cpu", "rank": min(RECIPE.rank, self.registry.max_rank)},
             activate=True,
             proposed=True,
         )

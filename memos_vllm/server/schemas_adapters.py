@@ -8,9 +8,11 @@ from pydantic import BaseModel, Field
 
 from memos_vllm.errors import BadInput
 from memos_vllm.parameter.job import JobStatus
+from memos_vllm.parameter.recipe import MAX_SEED, Recipe
 from memos_vllm.parameter.registry import AdapterEntry, AdapterVersion
 from memos_vllm.server.schemas import EXAMPLE_ID, GrantBody, Metadata, examples
 
+DEFAULTS = Recipe()
 EXAMPLE_VERSION: dict[str, Any] = {
     "version": 7,
     "model": "style@v7",
@@ -160,24 +162,27 @@ class AdapterRemoved(BaseModel):
 class RecipeBody(BaseModel):
     """How an adapter is trained; what is missing has its default.
 
-    rank: of its matrices, up to the server's limit; epochs: passes over the facts; seed: of everything that is drawn
-    learning_rate: 0 for one that fits the model; min_accuracy: right answers below which nothing is stored
+    rank: of its matrices, up to the server's limit, which is the default where it is below 16
+    epochs: passes over the facts; seed: of everything that is drawn
+    learning_rate: 0 for one that fits the model; replay_weight: how much other answers are held to the base model's
+    min_accuracy: right answers below which nothing is stored; default: 0.9, of what stays after forgetting 0.88
     """
 
-    model_config = examples({"rank": 16, "epochs": 40, "seed": 0})
+    model_config = examples({"rank": DEFAULTS.rank, "epochs": DEFAULTS.epochs, "seed": DEFAULTS.seed})
 
-    rank: int = Field(default=16, ge=1)
-    epochs: int = Field(default=40, ge=1, le=200)
-    learning_rate: float = Field(default=0.0, ge=0, le=1)
-    replay_weight: float = Field(default=1.0, ge=0, le=100)
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    min_accuracy: float = Field(default=0.9, ge=0, le=1)
+    rank: int | None = Field(default=None, ge=1)
+    epochs: int = Field(default=DEFAULTS.epochs, ge=1, le=200)
+    learning_rate: float = Field(default=DEFAULTS.learning_rate, ge=0, le=1)
+    replay_weight: float = Field(default=DEFAULTS.replay_weight, ge=0, le=100)
+    seed: int = Field(default=DEFAULTS.seed, ge=0, le=MAX_SEED)
+    min_accuracy: float | None = Field(default=None, ge=0, le=1)
 
     def fields(self, max_rank: int) -> dict[str, Any]:
         """The recipe of a training on a processor, beside an engine that has the GPU. Raises BadInput."""
-        if self.rank > max_rank:
-            raise BadInput(f"recipe.rank is {self.rank}; this server runs adapters up to rank {max_rank}.")
-        return {**self.model_dump(), "device": "cpu"}
+        rank = min(DEFAULTS.rank, max_rank) if self.rank is None else self.rank
+        if rank > max_rank:
+            raise BadInput(f"recipe.rank is {rank}; this server runs adapters up to rank {max_rank}.")
+        return {**self.model_dump(exclude_none=True), "rank": rank, "device": "cpu"}
 
 
 class TrainRequest(BaseModel):

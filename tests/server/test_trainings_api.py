@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from memos_vllm.parameter.job import Jobs
+from memos_vllm.parameter.recipe import recipe_from
 from tests.server.adapter_cases import error_of
 from tests.server.conftest import KEYS, SERVICE_KEY, Server
 from tests.server.test_memories_api import add
@@ -77,6 +78,7 @@ def test_a_training_is_begun_looked_at_and_cancelled(client: httpx.Client, waiti
     assert client.post(f"/v1/adapters/train/{begun['id']}/resume").status_code == 409
     ((spec, _),) = waiting.specs(user)
     assert spec.author == user and spec.recipe["device"] == "cpu" and not spec.proposed
+    assert spec.checked_recipe() == recipe_from({"device": "cpu", "epochs": 1}), "what is not said is as it is measured"
 
 
 def test_nobody_else_sees_cancels_or_goes_on_with_it(client: httpx.Client, stranger: httpx.Client) -> None:

@@ -218,14 +218,6 @@ def test_replays_from_memories_are_those_that_the_base_reads() -> None:
     assert any("|user|>What is my" in prompt or " my " in prompt.rpartition("|user|>")[2] for prompt, _ in read)
 
 
-def test_recipes_are_checked() -> None:
-    with pytest.raises(BadInput, match="rank must be from 1 to 512; epochs"):
-        recipe_from({"rank": 0, "epochs": 0})
-    with pytest.raises(BadInput, match="unknown field"):
-        recipe_from({"ranks": 8})
-    assert recipe_from({"rank": 8}).rate(256) == pytest.approx(6e-3)
-
-
 def test_memories_without_words_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="tell nothing"):
         consolidate(model(), [Memory("empty@1", "...")], QUICK, tmp_path)
