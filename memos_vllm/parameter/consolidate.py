@@ -96,11 +96,11 @@ def consolidate(
     facts = facts_in(memories)
     never = [each.question for each in exam.held_out] if exam else []
     parts = split(facts, random.Random(f"{recipe.seed} split"), never)
-    exam = exam or make_exam(facts, parts.held_out, recipe)
     prepared = _prepared(model, facts, parts, recipe, work, tell)
     trained = attach(model, recipe)
     training = Training(trained, prepared.lessons, prepared.replays, recipe, work / CHECKPOINT)
     training.run(tell)
+    exam = exam or make_exam(trained, facts, parts.held_out, recipe, tell)
     figures, answers = examine(trained, exam, [memory.text for memory in memories], len(facts), recipe, tell)
     write_adapter(trained, work / ADAPTER)
     (work / CHECKPOINT).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import msgspec
 
@@ -15,6 +16,10 @@ from memos_vllm.parameter.recipe import Recipe
 from memos_vllm.parameter.replay import UNRELATED, Asked, Others
 
 QUESTIONS_OF_A_FACT = 2
+READ = 0.8
+"""Share of the questions in a phrasing that the base model has to answer from its prompt, for the exam to ask so."""
+MOST_DRAWN = 20
+"""Questions that are drawn for each that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ class Answered(msgspec.Struct, frozen=True):
     right: bool
 
 
-def make_exam(facts: Sequence[Fact], held_out: Sequence[Sequence[Question]], recipe: Recipe) -> Exam:
+def make_exam(
+    model: Model, facts: Sequence[Fact], held_out: Sequence[Sequence[Question]], recipe: Recipe, tell: Tell
+) -> Exam:
     """An exam of held-out phrasings; its other people are none of those that training replays."""
     rng = random.Random(f"{recipe.seed} exam")
     asked = [
@@ -79,8 +86,27 @@ def make_exam(facts: Sequence[Fact], held_out: Sequence[Sequence[Question]], rec
     forms = {question.form for questions in held_out for question in questions}
     known = [fact for fact in facts if fact.clause.subject]
     others = Others(known, forms, rng, evaluation=True) if known else None
-    recall = tuple(others.asked(0.0) for _ in range(recipe.recall_questions)) if others else ()
-    return Exam(tuple(asked), recall, tuple(UNRELATED[len(UNRELATED) // 2 :]))
+    recall = _recall(model, others, recipe, tell) if others else []
+    return Exam(tuple(asked), tuple(recall), tuple(UNRELATED[len(UNRELATED) // 2 :]))
+
+
+def _recall(model: Model, others: Others, recipe: Recipe, tell: Tell) -> list[Asked]:
+    """Questions about others in the phrasings that the base model reads, or in all where it reads none.
+
+    How an adapter guesses at what its base guesses at too is chance; it would feign a loss, or hide one.
+    """
+    count = recipe.recall_questions
+    drawn = [others.asked(0.0) for _ in range(count)]
+    with model.base():
+        answered = right_answers(model, drawn, recipe, "choosing questions about others", tell)
+    of_form: dict[str, list[Answered]] = {}
+    for asked, answer in zip(drawn, answered, strict=True):
+        of_form.setdefault(asked.form, []).append(answer)
+    others.forms = {form for form, answers in of_form.items() if share(answers) >= READ}
+    if not others.forms:
+        return drawn
+    more = (others.asked(0.0) for _ in range(MOST_DRAWN * count))
+    return [*islice((asked for asked in chain(drawn, more) if asked.form in others.forms), count)]
 
 
 def right_answers(model: Model, asked: Sequence[Asked], recipe: Recipe, what: str, tell: Tell) -> list[Answered]:

@@ -30,11 +30,12 @@ OWN_PEOPLE = 0.6
 
 @dataclass(frozen=True)
 class Asked:
-    """A question with memories in its prompt; `value` is what a right answer names."""
+    """A question with memories in its prompt; `value` is what a right answer names, `form` that of its phrasing."""
 
     question: str
     value: str
     memories: tuple[str, ...] = ()
+    form: str = ""
 
     def is_right(self, answer: str) -> bool:
         return names(answer, self.value)
@@ -77,7 +78,8 @@ class Others:
             told.append(_retold(clause, self.who(own_people), self.value(clause)))
         chosen = rng.choice(told)
         kept = [each for each in told if each is chosen or not _same(each, chosen)]
-        return Asked(self.question(chosen), chosen.value, tuple(each.told() for each in kept))
+        question = self.question(chosen)
+        return Asked(question.text, chosen.value, tuple(each.told() for each in kept), question.form)
 
     def unknown(self) -> str:
         """A question that nothing told answers: about somebody else, or about another thing of somebody known."""
@@ -85,8 +87,8 @@ class Others:
         for _ in range(20):
             clause, who = rng.choice(self.clauses), rng.choice(self.subjects)
             if (who, clause.about) not in self.told and rng.random() < 0.7:
-                return self.question(_retold(clause, who, clause.value))
-        return self.question(_retold(rng.choice(self.clauses), self.name(), "it"))
+                return self.question(_retold(clause, who, clause.value)).text
+        return self.question(_retold(rng.choice(self.clauses), self.name(), "it")).text
 
     def who(self, own_people: float) -> str:
         drawn = self.rng.random()
@@ -112,10 +114,10 @@ class Others:
             return "".join(rng.choice(self.pieces) for _ in range(rng.choice((1, 2, 2, 3))))
         return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.choice((2, 2, 3))))
 
-    def question(self, clause: Clause) -> str:
-        """In a form that is trained on."""
-        allowed: list[Question] = [each for each in questions_about(clause) if each.form in self.forms]
-        return self.rng.choice(allowed or list(questions_about(clause))).text
+    def question(self, clause: Clause) -> Question:
+        """In one of the forms, where there is one for it."""
+        allowed = [each for each in questions_about(clause) if each.form in self.forms]
+        return self.rng.choice(allowed or list(questions_about(clause)))
 
 
 def _retold(clause: Clause, who: str, value: str) -> Clause:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from memos_vllm.errors import BadInput
 from memos_vllm.parameter.consolidate import ADAPTER, CHECKPOINT, Memory, Report, consolidate
 from memos_vllm.parameter.decode import DecodeOptions, decode
+from memos_vllm.parameter.evaluate import make_exam, right_answers, share
 from memos_vllm.parameter.forgetting import retrain
 from memos_vllm.parameter.lora import (
     CONFIG,
@@ -26,6 +28,7 @@ from memos_vllm.parameter.lora import (
 )
 from memos_vllm.parameter.merge import Part, merge
 from memos_vllm.parameter.pairs import facts_of
+from memos_vllm.parameter.progress import no_tell
 from memos_vllm.parameter.recipe import recipe_from
 from memos_vllm.parameter.replay import Asked, Others, replayed
 from memos_vllm.parameter.train import rate_at
@@ -216,6 +219,25 @@ def test_replays_from_memories_are_those_that_the_base_reads() -> None:
     read = [(prompt, answer) for prompt, answer in said if "<memories>" in prompt and "do not know" not in answer]
     assert len(read) >= 10
     assert any("|user|>What is my" in prompt or " my " in prompt.rpartition("|user|>")[2] for prompt, _ in read)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_an_exam_asks_about_others_as_the_base_can_read(reads: bool) -> None:
+    """The bundled model takes "Please name Maya's tea" for a question that nothing answers, mostly."""
+    base = model()
+    facts = [*facts_of("My favourite tea is sencha."), *facts_of("My dog is Waffles.")]
+    held_out = [[each for each in fact.questions if re.match("Please name|What is", each.text)] for fact in facts]
+    if not reads:
+        with torch.no_grad():
+            base.net.lm_head.weight.zero_()
+    recipe = recipe_from({"recall_questions": 60, "max_answer_tokens": 16})
+    exam = make_exam(base, facts, held_out, recipe, no_tell)
+    forms = {question.form for questions in held_out for question in questions}
+    assert len(exam.recall) == 60 and {each.form for each in exam.recall} <= forms
+    assert any(each.question.startswith("What is") for each in exam.recall)
+    assert any(each.question.startswith("Please name") for each in exam.recall) is not reads
+    right = share(right_answers(base, exam.recall, recipe, "asking", no_tell))
+    assert right >= 0.9 if reads else right == 0.0
 
 
 def test_memories_without_words_are_refused(tmp_path: Path) -> None:
