@@ -200,6 +200,7 @@ def _told(status: JobStatus) -> int:
         plain(f"  {name.replace('_', ' ')}: {value:g}")
     if status.state == "refused":
         plain(*(f"refused: {problem}" for problem in status.problems))
+        plain("nothing is stored; --seed, --epochs or --rank make another one, --min-accuracy asks for less")
         return EXIT_REFUSED
     if status.state != "done":
         raise BadInput(f"The training {status.id} is {status.state}. {status.error}".strip())

@@ -72,7 +72,8 @@ def test_train_merge_decode_and_forget(memory_dir: Path, capsys: pytest.CaptureF
 
 def test_an_adapter_that_fails_is_told_why(memory_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(memory_dir, "one", "--min-accuracy", "1") == 1
-    assert "refused:" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "refused:" in told and "nothing is stored; --seed" in told
 
 
 def test_a_training_that_was_stopped_is_cancelled(memory_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
